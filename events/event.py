@@ -1,0 +1,72 @@
+"""An event: what happened (`EventData`), and the envelope it is recorded in (`Event`)."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+AuthType = Literal["unauthenticated", "api_key", "user", "service_account", "system"]
+"""How an actor was authenticated: CloudEvents' auth context extension, ``authtype``."""
+
+
+class EventData(BaseModel):
+    """What happened, as a past-tense fact with a stable type name.
+
+    Readers ignore members that they do not know; members that are absent stay absent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: ClassVar[str]
+    reason: str | None = None
+    """Why, in the words of whoever gave the command; up to 500 characters."""
+
+    def at(self, occurred_at: datetime) -> Self:  # noqa: ARG002 - most facts do not depend on the time
+        """The fact as it is stored once the time of its recording is known."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Who made an event happen, and in the course of what."""
+
+    actor: str
+    """An opaque subject, never personal data."""
+    auth_type: AuthType
+    correlation_id: str
+    """Shared by everything that belongs to one business transaction; 1 to 128 visible ASCII characters."""
+    causation_id: str | None = None
+    """The id of the command that caused the event."""
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+    """W3C Trace Context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One recorded event, exactly as stored, with its place in the chains of positions."""
+
+    stream: str
+    """``vessel/{code}`` or ``equipment/{code}``."""
+    version: int
+    """Its place in the stream, from 1 without holes."""
+    position: int
+    """Its place in the event store; positions rise but may jump."""
+    previous_position: int
+    """The position of the event before it, 0 for the first ever."""
+    previous_of_type: int
+    """The position of the last event of the same type before it, 0 if there was none."""
+    epoch: int
+    """Rises with every restore from a backup."""
+    type: str
+    occurred_at: datetime
+    """UTC, microseconds; strictly increasing with position."""
+    metadata: Metadata
+    data: dict[str, Any]
+    """As stored: not upcast, absent members absent."""
+
+    @property
+    def id(self) -> str:
+        """The event's one id."""
+        return f"{self.stream}/{self.version}"
