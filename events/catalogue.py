@@ -30,7 +30,7 @@ UPCASTERS: Mapping[str, Upcaster] = MappingProxyType({})
 
 
 class Undecodable(ValueError):
-    """A stored or received event cannot be read: its type is unknown here, or its data are not of its type."""
+    """A stored or received event cannot be read: its type is unknown, or its data are not of its type."""
 
 
 def decode(type_: str, data: dict[str, Any]) -> DomainEvent:

@@ -1,0 +1,97 @@
+"""PostgreSQL connections: pools for statements, and LISTEN that survives a lost connection."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+log = logging.getLogger(__name__)
+
+Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
+
+CONNECT_TIMEOUT = 5  # seconds
+POLL_INTERVAL = 1.0  # seconds; NOTIFY only wakes, a poll stays under it
+RECONNECT_PAUSE = 0.5  # seconds
+
+
+def pool_of(url: str, size: int, name: str, *, options: str = "") -> Pool:
+    """A pool, not yet open, of at most ``size`` autocommit connections whose rows are dicts.
+
+    ``options`` are PostgreSQL settings of the sessions, as in ``-c statement_timeout=5s``.
+    """
+    kwargs: dict[str, Any] = {
+        "autocommit": True,
+        "row_factory": dict_row,
+        "connect_timeout": CONNECT_TIMEOUT,
+        "application_name": name,
+        "options": options,
+    }
+    return AsyncConnectionPool(
+        url,
+        connection_class=AsyncConnection[DictRow],
+        kwargs=kwargs,
+        min_size=1,
+        max_size=size,
+        max_waiting=1000,
+        timeout=CONNECT_TIMEOUT,
+        open=False,
+        name=name,
+        check=AsyncConnectionPool.check_connection,
+    )
+
+
+class Listener:
+    """Hears NOTIFY on one channel; whoever waits is woken, and looks for itself what is new.
+
+    A lost connection is made again in the background. Because a notification can be missed, or a connection
+    be deaf, `wait` returns after at most ``POLL_INTERVAL`` all the same.
+    """
+
+    def __init__(self, url: str, channel: str, name: str) -> None:
+        self._url = url
+        self._channel = channel
+        self._name = name
+        self._heard = asyncio.Event()
+        self.payload: str = ""
+        """Of the last notification."""
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["Listener"]:
+        """Listen for as long as the context lasts."""
+        task = asyncio.create_task(self._listen(), name=f"listen {self._channel}")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def wait(self, seconds: float = POLL_INTERVAL) -> None:
+        """Return at the next notification (or one since the last call), or after ``seconds``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._heard.wait()
+        self._heard.clear()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with await AsyncConnection.connect(
+                    self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT, application_name=self._name
+                ) as connection:
+                    await connection.execute(
+                        psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(self._channel))
+                    )
+                    self._heard.set()  # what was missed while not listening is looked for now
+                    async for notification in connection.notifies():
+                        self.payload = notification.payload
+                        self._heard.set()
+            except psycopg.Error as error:
+                log.warning("listening again", extra={"channel": self._channel, "cause": str(error).strip()})
+            await asyncio.sleep(RECONNECT_PAUSE)

@@ -1,0 +1,131 @@
+"""The life of a process: /livez, /readyz and /metrics on a port of its own, SIGTERM, drain."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from infra.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CHECK_TIMEOUT = 2.0  # seconds
+KEEP_ALIVE = 75  # seconds; longer than the gateway keeps an idle connection, so that it is the one to close
+
+Check = Callable[[], Awaitable[str | None]]
+"""A readiness check: None where all is well, else the cause in a few words."""
+
+
+class Service:
+    """One process of the system, from start to drain."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self.stopping = asyncio.Event()
+        """Set by SIGTERM and SIGINT: finish what is in flight, begin nothing new."""
+        self.checks: dict[str, Check] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Service"]:
+        """Answer the operations endpoints and turn signals into `stopping`, as long as the context lasts."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        ended = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(
+                serve(self._operations(), self.settings.ops_host, self.settings.ops_port, ended, 1)
+            )
+            log.info("started", extra={"ops_port": self.settings.ops_port})
+            try:
+                yield self
+            finally:
+                ended.set()
+        log.info("stopped")
+
+    async def ready(self) -> Mapping[str, str]:
+        """The outcome of every readiness check: ``ok``, or the cause."""
+        return {name: await self._checked(check) for name, check in self.checks.items()}
+
+    async def _checked(self, check: Check) -> str:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                return await check() or "ok"
+        except TimeoutError:
+            return f"no answer within {CHECK_TIMEOUT:g} s"
+        except Exception as error:  # whatever keeps a check from passing is its outcome
+            return f"{type(error).__name__}: {error}".strip()
+
+    def _operations(self) -> Starlette:
+        async def livez(_: Request) -> Response:
+            return PlainTextResponse("ok\n")
+
+        async def readyz(_: Request) -> Response:
+            checks = {**await self.ready(), **({"stopping": "draining"} if self.stopping.is_set() else {})}
+            is_ready = all(outcome == "ok" for outcome in checks.values())
+            body = to_json({"status": "ready" if is_ready else "not-ready", "checks": checks})
+            return Response(body, 200 if is_ready else 503, media_type="application/json")
+
+        async def metrics(_: Request) -> Response:
+            return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+        return Starlette(
+            routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
+        )
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without signal handlers of its own: the service decides when to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(app: ASGIApp, host: str, port: int, stopping: asyncio.Event, drain_seconds: float) -> None:
+    """Serve ``app`` until ``stopping`` is set, then finish what is in flight in ``drain_seconds``."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, int(drain_seconds)),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = _Server(config)
+    listening = socket.create_server((host, port), backlog=2048, family=_family(host))
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(server.serve([listening]))
+        waiting = group.create_task(stopping.wait())
+        await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+        waiting.cancel()
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def run(main: Awaitable[None] | Callable[[], Awaitable[None]]) -> None:
+    """Run a service's coroutine to its end on uvloop."""
+
+    async def entry() -> None:
+        await (main() if callable(main) else main)
+
+    uvloop.run(entry())

@@ -1,0 +1,89 @@
+"""The settings of every process: FPSO_* environment variables, read once at the start.
+
+A bad or missing value stops the start with the variable's name; see `load`.
+"""
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """What every process needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="FPSO_", frozen=True, env_ignore_empty=True)
+
+    database_url: str
+    """The event store, as the process's own role."""
+    read_database_url: str | None = None
+    """The read model, where it does not live beside the event store."""
+    amqp_url: str | None = None
+    """Without a broker the projector follows the event store."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    ops_host: str = "127.0.0.1"
+    ops_port: Port = 0
+    """/livez, /readyz and /metrics; 0 takes a free port."""
+    drain_seconds: PositiveSeconds = 20.0
+    """How long SIGTERM waits for what is in flight."""
+
+    @property
+    def read_model_url(self) -> str:
+        """Where the read model lives."""
+        return self.read_database_url or self.database_url
+
+
+class ApiSettings(Settings):
+    """What the two APIs need to know besides."""
+
+    http_host: str = "127.0.0.1"
+    http_port: Port = 8000
+    auth: Literal["off", "on"] = "off"
+    bind: str = "127.0.0.1"
+    """The address that the gateway is bound to: without access control, nothing but loopback is safe."""
+    json_body_max_bytes: PositiveInt = 1024 * 1024
+    pool_size: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _exposed_only_with_access_control(self) -> Self:
+        if self.auth == "on":
+            raise ValueError("FPSO_AUTH=on is not built yet: run with FPSO_AUTH=off on a loopback address")
+        if not is_loopback(self.bind):
+            raise ValueError("FPSO_AUTH=off is refused unless FPSO_BIND is a loopback address")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` names this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S]) -> S:
+    """The settings from the environment; a bad one ends the process with the variable's name and the cure."""
+    try:
+        return kind()
+    except ValidationError as error:
+        for problem in error.errors():
+            variable = "".join(f"FPSO_{str(name).upper()}: " for name in problem["loc"][:1])
+            print(f"cannot start: {variable}{problem['msg']}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def data_directory() -> Path:
+    """Where `make run` keeps data, logs and its env file."""
+    return Path(".fpso")
