@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+D = TypeVar("D", covariant=True)
 
 AuthType = Literal["unauthenticated", "api_key", "user", "service_account", "system"]
 """How an actor was authenticated: CloudEvents' auth context extension, ``authtype``."""
@@ -70,3 +72,25 @@ class Event:
     def id(self) -> str:
         """The event's one id."""
         return f"{self.stream}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent(Generic[D]):
+    """What happened, at its place in a stream: the least that a fold needs.
+
+    Under the names of the `eventsourcing` library it is one of its domain events.
+    """
+
+    stream: str
+    version: int
+    data: D
+
+    @property
+    def originator_id(self) -> str:
+        """The library's name for the stream."""
+        return self.stream
+
+    @property
+    def originator_version(self) -> int:
+        """The library's name for the version."""
+        return self.version

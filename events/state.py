@@ -4,9 +4,8 @@ Aggregates decide on these states; projections, time travel and verification fol
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from types import MappingProxyType
 from typing import Literal, assert_never, overload
 
 from events.equipment import (
@@ -37,6 +36,8 @@ class VesselState:
 
     name: str | None = None
     status: Literal["active", "decommissioned"] = "active"
+    version: int = 1
+    """How many events have been folded: the version of the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Operation:
     currency: str
     description: str | None
     performed_at: datetime
+    version: int
+    """Of the last event that changed the operation."""
     voided: bool = False
 
 
@@ -62,7 +65,9 @@ class EquipmentState:
     location: str
     attributes: Mapping[str, str]
     status: Literal["active", "inactive"] = "active"
-    operations: Mapping[str, Operation] = MappingProxyType({})
+    version: int = 1
+    """How many events have been folded: the version of the last one."""
+    operations: Mapping[str, Operation] = field(default_factory=dict)
     """By operation id. A projection may fold with those that its batch touches only."""
 
 
@@ -74,13 +79,14 @@ def vessel_after(state: VesselState | None, event: VesselEvent) -> VesselState:
     if isinstance(event, VesselRegistered):
         return VesselState(event.name)
     assert state is not None, "a stream starts with its registration"
+    version = state.version + 1
     match event:
         case VesselRenamed():
-            return replace(state, name=event.name)
+            return replace(state, name=event.name, version=version)
         case VesselDecommissioned():
-            return replace(state, status="decommissioned")
+            return replace(state, status="decommissioned", version=version)
         case VesselRecommissioned():
-            return replace(state, status="active")
+            return replace(state, status="active", version=version)
         case _:
             assert_never(event)
 
@@ -90,6 +96,7 @@ def equipment_after(state: EquipmentState | None, event: EquipmentEvent) -> Equi
     if isinstance(event, EquipmentRegistered):
         return EquipmentState(event.vessel_code, event.name, event.location, event.attributes)
     assert state is not None, "a stream starts with its registration"
+    version = state.version + 1
     match event:
         case EquipmentUpdated():
             return replace(
@@ -97,13 +104,15 @@ def equipment_after(state: EquipmentState | None, event: EquipmentEvent) -> Equi
                 name=state.name if event.name is None else event.name,
                 location=state.location if event.location is None else event.location,
                 attributes=state.attributes if event.attributes is None else event.attributes,
+                version=version,
             )
         case EquipmentDeactivated():
-            return replace(state, status="inactive")
+            return replace(state, status="inactive", version=version)
         case EquipmentActivated():
-            return replace(state, status="active")
+            return replace(state, status="active", version=version)
         case EquipmentTransferred():
-            return replace(state, vessel_code=event.vessel_code, location=event.location or state.location)
+            location = state.location if event.location is None else event.location
+            return replace(state, vessel_code=event.vessel_code, location=location, version=version)
         case OperationRecorded():
             assert event.performed_at is not None, "a recorded operation has its time"
             operation = Operation(
@@ -113,11 +122,14 @@ def equipment_after(state: EquipmentState | None, event: EquipmentEvent) -> Equi
                 currency=event.currency,
                 description=event.description,
                 performed_at=event.performed_at,
+                version=version,
             )
-            return replace(state, operations={**state.operations, event.operation_id: operation})
+            operations = {**state.operations, event.operation_id: operation}
+            return replace(state, operations=operations, version=version)
         case OperationVoided():
-            voided = replace(state.operations[event.operation_id], voided=True)
-            return replace(state, operations={**state.operations, event.operation_id: voided})
+            voided = replace(state.operations[event.operation_id], voided=True, version=version)
+            operations = {**state.operations, event.operation_id: voided}
+            return replace(state, operations=operations, version=version)
         case _:
             assert_never(event)
 
