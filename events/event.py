@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-D = TypeVar("D", covariant=True)
+D_co = TypeVar("D_co", covariant=True)
 
 AuthType = Literal["unauthenticated", "api_key", "user", "service_account", "system"]
 """How an actor was authenticated: CloudEvents' auth context extension, ``authtype``."""
@@ -75,7 +75,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamEvent(Generic[D]):
+class StreamEvent(Generic[D_co]):
     """What happened, at its place in a stream: the least that a fold needs.
 
     Under the names of the `eventsourcing` library it is one of its domain events.
@@ -83,7 +83,7 @@ class StreamEvent(Generic[D]):
 
     stream: str
     version: int
-    data: D
+    data: D_co
 
     @property
     def originator_id(self) -> str:
