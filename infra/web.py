@@ -1,0 +1,391 @@
+"""What both HTTP APIs share: the edge that every request passes, errors as problem details, path parameters.
+
+`new_api` makes the FastAPI application. Documents about it are made in `infra.openapi`.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from time import perf_counter
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote_to_bytes
+from uuid import uuid4
+
+from fastapi import FastAPI, Path
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import Histogram
+from pydantic import AfterValidator, BeforeValidator
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from events.values import Code
+from infra import logs, openapi
+from infra.problems import Fault, InvalidRequest, Problem, invalid, pointer_of, problem_answer
+from infra.settings import is_loopback
+
+log = logging.getLogger(__name__)
+
+FAULTS_MAX = 100
+"""As many faults of one request are named."""
+SLOW = 1.0  # seconds; a request that takes longer is logged even though it succeeded
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+COMMAND_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+REQUESTS = Histogram(
+    "fpso_http_request_seconds",
+    "HTTP requests by method, route template and status, and how long they took",
+    ["method", "route", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+_OUTGOING = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    # Nothing that these APIs answer is meant to be a page; the few pages bring a policy of their own.
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+"""Headers of every answer that does not set them itself."""
+
+_CORRELATION_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_MALFORMED_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]@/]+)(?::\d{1,5})?")
+# What may stand in a URI reference as it is; everything else is percent-encoded in `instance`.
+_URI_SAFE = "/%:@!$&'()*+,;=-._~"
+
+
+def new_api(title: str, description: str, auth: Literal["off", "on"]) -> FastAPI:
+    """An application without routes: behind the edge, answering every error as a problem.
+
+    Documentation is served by the query API, for both APIs together, so the application serves none.
+    """
+    app = FastAPI(
+        title=title,
+        description=description,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Edge, auth=auth)
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    return app
+
+
+# --- The edge ---------------------------------------------------------------------------------------------
+
+
+class Edge:
+    """ASGI middleware: what every request passes on its way in, and every answer on its way out.
+
+    In: the correlation id, the path decoded strictly, and without access control only this machine's Host
+    and no command from another site's page. Out: the correlation id, headers of security, a measurement;
+    HEAD is GET without a body; what nobody caught is a 500 that shows nothing.
+    """
+
+    def __init__(self, app: ASGIApp, auth: Literal["off", "on"]) -> None:
+        self.app = app
+        self.is_open = auth == "off"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = perf_counter()
+        method: str = scope["method"]
+        incoming = _Incoming(scope["headers"])
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_missing(message["headers"]), incoming.echo]
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        if method == "HEAD":
+            # A copy: the server goes by the method of its own scope.
+            scope = {**scope, "method": "GET", "is_head": True}
+        token = logs.correlation_id.set(incoming.correlation_id)
+        try:
+            try:
+                incoming.check()
+                if self.is_open:
+                    incoming.check_origin(method)
+                _decode(scope)
+            except Problem as problem:
+                await problem_answer(problem, instance_of(scope))(scope, receive, send_on)
+                return
+            await self.app(scope, receive, send_on)
+        except Exception:  # the edge of a request: whatever went wrong is logged here and shown to nobody
+            log.exception("request failed", extra={"method": method, "path": instance_of(scope)})
+            if status:
+                raise  # the answer has begun: only a broken connection says that it is not whole
+            failure = Problem("internal-error", "The request could not be answered.")
+            await problem_answer(failure, instance_of(scope))(scope, receive, send_on)
+        finally:
+            _measure(scope, method, status, perf_counter() - started)
+            logs.correlation_id.reset(token)
+
+
+class _Incoming:
+    """The headers of a request that the edge decides by."""
+
+    __slots__ = ("correlation_id", "echo", "hosts", "is_correlation_valid", "origin", "site")
+
+    def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.hosts: list[bytes] = []
+        self.origin: bytes | None = None
+        self.site: bytes | None = None
+        self.is_correlation_valid = True
+        correlation_id: bytes | None = None
+        for name, value in headers:
+            if name == b"host":
+                self.hosts.append(value)
+            elif name == b"x-correlation-id":
+                self.is_correlation_valid = (
+                    correlation_id is None and _CORRELATION_ID.fullmatch(value) is not None
+                )
+                correlation_id = value
+            elif name == b"origin":
+                self.origin = value
+            elif name == b"sec-fetch-site":
+                self.site = value
+        if correlation_id is None or not self.is_correlation_valid:
+            correlation_id = str(uuid4()).encode()
+        self.correlation_id = correlation_id.decode("ascii")
+        self.echo = (b"x-correlation-id", correlation_id)
+
+    def check(self) -> None:
+        if not self.is_correlation_valid:
+            raise invalid("/header/X-Correlation-ID", "one value of 1 to 128 visible ASCII characters")
+
+    def check_origin(self, method: str) -> None:
+        """Without access control no web page may drive the API, by DNS rebinding or by a plain form."""
+        if not self.hosts or not all(is_own_host(host) for host in self.hosts):
+            raise Problem(
+                "forbidden",
+                "Without access control only this machine is answered: "
+                "the Host must be localhost or a loopback address.",
+            )
+        if method not in COMMAND_METHODS:
+            return
+        if self.origin is not None and self.origin.lower() not in (
+            b"http://" + self.hosts[0].lower(),
+            b"https://" + self.hosts[0].lower(),
+        ):
+            raise Problem("forbidden", "Commands of another site's page are refused (Origin).")
+        if self.site is not None and self.site.lower() == b"cross-site":
+            raise Problem("forbidden", "Commands of another site are refused (Sec-Fetch-Site).")
+
+
+@lru_cache(maxsize=1024)
+def is_own_host(host: bytes) -> bool:
+    """Whether a Host header names this machine by ``localhost`` or a loopback address, on any port."""
+    match = _HOST.fullmatch(host.decode("latin-1"))
+    return match is not None and is_loopback(match[1].lower())
+
+
+def _decode(scope: Scope) -> None:
+    """Decode path and query strictly: what is not UTF-8 is refused, never guessed."""
+    raw_path: bytes = scope.get("raw_path") or quote(scope["path"], _URI_SAFE).encode()
+    scope["path"] = decoded_path(raw_path)
+    if query := scope["query_string"]:
+        scope["query_string"] = checked_query(query)
+
+
+def decoded_path(raw_path: bytes) -> str:
+    """The path, split into segments before it is decoded.
+
+    A slash that was encoded is no separator: it stays ``%2F``, which no code contains.
+    """
+    if b"%" not in raw_path and raw_path.isascii():
+        return raw_path.decode("ascii")
+    if _MALFORMED_PERCENT.search(raw_path):
+        raise invalid("/path", "a percent sign in a path is followed by two hexadecimal digits")
+    try:
+        segments = [unquote_to_bytes(segment).decode() for segment in raw_path.split(b"/")]
+    except UnicodeDecodeError:
+        raise invalid("/path", "the path is not UTF-8 once its percent-encoding is undone") from None
+    if any(segment.endswith("\n") for segment in segments):
+        raise invalid("/path", "a path has no line breaks")  # regular expressions look past the last one
+    return "/".join(segment.replace("/", "%2F") for segment in segments)
+
+
+def checked_query(query: bytes) -> bytes:
+    """The query string, in ASCII. Every parameter is there once, in UTF-8, and free of NUL."""
+    names: set[str] = set()
+    for pair in query.split(b"&"):
+        name = unquote_to_bytes(pair.partition(b"=")[0].replace(b"+", b" ")).decode(errors="replace")
+        pointer = pointer_of(("query", name))
+        if _MALFORMED_PERCENT.search(pair):
+            raise invalid(pointer, "a percent sign is followed by two hexadecimal digits")
+        try:
+            unquote_to_bytes(pair).decode()
+        except UnicodeDecodeError:
+            raise invalid(pointer, "the value is not UTF-8 once its percent-encoding is undone") from None
+        if b"%00" in pair:
+            raise invalid(pointer, "the character U+0000 is not allowed")
+        if name in names:
+            raise invalid(pointer, "the parameter is there more than once")
+        if pair:
+            names.add(name)
+    return query if query.isascii() else quote(query, "%&=+" + _URI_SAFE).encode()
+
+
+def _missing(headers: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    names = {name for name, _ in headers}
+    return (header for header in _OUTGOING if header[0] not in names)
+
+
+def _measure(scope: Scope, method: str, status: int, seconds: float) -> None:
+    route = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", "(none)")
+    _requests(method if method in METHODS else "other", route, status).observe(seconds)
+    # A line for every request would say what the metrics say; a refusal or a delay is worth finding again.
+    level = logging.INFO if status >= 400 or seconds > SLOW else logging.DEBUG
+    if log.isEnabledFor(level):
+        facts = {"method": method, "path": instance_of(scope), "status": status, "seconds": round(seconds, 6)}
+        log.log(level, "answered", extra=facts)
+
+
+@lru_cache(maxsize=4096)
+def _requests(method: str, route: str, status: int) -> Histogram:
+    return REQUESTS.labels(method, route, str(status))
+
+
+def instance_of(scope: Scope) -> str:
+    """The path of a request as it was sent: a URI reference, as RFC 9457 wants ``instance`` to be."""
+    raw_path: bytes = scope.get("raw_path") or scope["path"].encode(errors="replace")
+    return quote(raw_path, _URI_SAFE)
+
+
+# --- Errors as problems -----------------------------------------------------------------------------------
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return problem_answer(error, instance_of(request.scope))
+
+
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem_answer(InvalidRequest(faults_of(error)), instance_of(request.scope))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """What FastAPI and Starlette refuse by themselves: unknown paths and methods, bodies not in JSON."""
+    assert isinstance(error, HTTPException)
+    allowed = set((error.headers or {}).get("Allow", "").replace(" ", "").split(",")) - {""}
+    if error.status_code in (404, 405):
+        # The other API may have methods at this path; the gateway divides them by method only.
+        allowed |= openapi.methods_at(request.scope["path"])
+        if "GET" in allowed:
+            allowed.add("HEAD")
+    problem: Problem
+    match error.status_code:
+        case 404 if not allowed or request.method in allowed:
+            problem = Problem("not-found", "There is nothing at this path.")
+        case 404 | 405:
+            problem = Problem(
+                "method-not-allowed",
+                f"{request.method} is not allowed here.",
+                headers={"Allow": ", ".join(sorted(allowed or {"GET", "HEAD"}))},
+            )
+        case 400:
+            problem = invalid("", "the body is not JSON in UTF-8")
+        case 413:
+            problem = Problem("body-too-large", "The body is larger than this request may be.")
+        case _:
+            raise error
+    return problem_answer(problem, instance_of(request.scope))
+
+
+def faults_of(error: RequestValidationError) -> list[Fault]:
+    """Each fault that pydantic found, once, by JSON Pointer."""
+    faults = {
+        Fault(_pointer(fault["loc"], fault["type"], error.body), _detail(fault)): None
+        for fault in error.errors()
+    }
+    return list(faults)[:FAULTS_MAX]
+
+
+def _pointer(location: Sequence[str | int], type_: str, body: Any) -> str:
+    match location:
+        case ("body", *members):
+            return "" if type_ == "json_invalid" else pointer_of(list(_within(members, type_, body)))
+        case ("header", str(name), *_):
+            return f"/header/{'-'.join(part.capitalize() for part in name.split('-'))}".replace("-Id", "-ID")
+        case _:
+            return pointer_of(location)
+
+
+def _within(members: Sequence[str | int], type_: str, body: Any) -> Iterator[str | int]:
+    """The part of a location that leads into the body: pydantic also names members of unions and keys."""
+    for number, member in enumerate(members):
+        is_last = number == len(members) - 1
+        if _has(body, member):
+            body = body[member]
+            yield member
+        elif is_last and type_ == "missing":
+            yield member
+
+
+def _has(body: Any, member: str | int) -> bool:
+    if isinstance(body, list):
+        return isinstance(member, int) and member < len(body)
+    return isinstance(body, dict) and member in body
+
+
+def _detail(fault: Any) -> str:
+    match fault["type"]:
+        case "extra_forbidden":
+            return "there is no such parameter" if fault["loc"][0] == "query" else "there is no such member"
+        case "json_invalid":
+            return f"the body is not JSON: {fault['ctx']['error']} at character {fault['loc'][-1]}"
+        case "missing" if fault["loc"] == ("body",):
+            return "a JSON body is required"
+        case _:
+            return str(fault["msg"]).removeprefix("Value error, ")
+
+
+# --- Path parameters --------------------------------------------------------------------------------------
+
+
+def _segment(text: Any) -> Any:
+    return text.replace("%2F", "/") if isinstance(text, str) else text
+
+
+def _identifier(text: str) -> str:
+    if not text.isprintable() or not text.isascii():
+        raise ValueError("an id has visible ASCII characters only")
+    return text
+
+
+PathCode = Annotated[
+    Code,
+    BeforeValidator(_segment),
+    Path(description="The code, percent-encoded.", examples=["23-LSHH-96138 (2)"]),
+]
+"""The code of a vessel or a piece of equipment, as a segment of a path."""
+
+PathOperationId = Annotated[
+    str,
+    AfterValidator(_identifier),
+    BeforeValidator(_segment),
+    Path(
+        max_length=64,
+        description="The id of the operation.",
+        examples=["0f9a3c1e-5b6d-4c7e-8f90-a1b2c3d4e5f6"],
+    ),
+]
+"""The id of an operation, as a segment of a path."""
