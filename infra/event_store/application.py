@@ -1,0 +1,129 @@
+"""The library's application, put together for this system: text streams, our mapper, our recorder."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from eventsourcing.application import Application
+from eventsourcing.domain import DomainEventProtocol
+from eventsourcing.persistence import EventStore, InfrastructureFactory, Mapper
+from eventsourcing.postgres import PostgresDatastore, PostgresFactory
+from eventsourcing.utils import Environment
+from psycopg import Connection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow
+
+from infra.database import CONNECT_TIMEOUT
+from infra.event_store.mapper import SNAPSHOT_TOPICS, EventMapper
+from infra.event_store.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "event_store"
+STORE_CHANNEL = "stored_events"
+"""NOTIFY wakes whoever follows the store; it carries nothing."""
+LOCK_TIMEOUT = 5  # seconds; so that a stopped process cannot stop the others
+IDLE_IN_TRANSACTION_TIMEOUT = 5  # seconds
+TRANSACTION_TIMEOUT = 60  # seconds; an import of 100,000 rows takes a few
+
+
+class Datastore(PostgresDatastore):
+    """The library's datastore, for a whole connection URL, and with sessions that cannot stop the others."""
+
+    def __init__(self, url: str, pool_size: int) -> None:
+        super().__init__(
+            dbname="",
+            host="",
+            port="",
+            user="",
+            password="",
+            connect_timeout=CONNECT_TIMEOUT,
+            pool_size=1,
+            max_overflow=pool_size - 1,
+            max_waiting=1000,
+            schema=SCHEMA,
+            originator_id_type="text",
+        )
+        assert isinstance(self.pool.kwargs, dict)
+        self.pool.kwargs = {
+            "application_name": "command_api",
+            "connect_timeout": CONNECT_TIMEOUT,
+            **conninfo_to_dict(url),
+            "row_factory": self.pool.kwargs["row_factory"],
+        }
+
+    def after_connect_func(self) -> Callable[[Connection[Any]], None]:
+        """Give each session its time-outs. The server may be too old to know one of them; the rest hold."""
+
+        def after_connect(connection: Connection[DictRow]) -> None:
+            connection.autocommit = True
+            connection.execute(
+                "SELECT set_config(name, value, false) FROM pg_settings "
+                "JOIN unnest(%s::text[], %s::text[]) AS session (name, value) USING (name)",
+                [list(_SESSION), list(_SESSION.values())],
+            )
+
+        return after_connect
+
+
+_SESSION: Mapping[str, str] = {
+    "lock_timeout": f"{LOCK_TIMEOUT}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT}s",
+    "transaction_timeout": f"{TRANSACTION_TIMEOUT}s",
+}
+
+
+class Factory(PostgresFactory):
+    """The library's factory, for our datastore and recorder."""
+
+    application_recorder_class = Recorder
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(env)
+        self.datastore.close()
+        self.datastore = Datastore(env["FPSO_DATABASE_URL"], int(env["FPSO_POOL_SIZE"]))
+
+
+class SnapshotStore(EventStore[str]):
+    """Snapshots; those made by another fold are as good as none."""
+
+    def get(self, originator_id: str, **kwargs: Any) -> Iterator[DomainEventProtocol[str]]:
+        """See the library."""
+        snapshots = self.recorder.select_events(originator_id, **kwargs)
+        current = [snapshot for snapshot in snapshots if snapshot.topic in SNAPSHOT_TOPICS.values()]
+        return map(self.mapper.to_domain_event, current)
+
+
+class FleetApplication(Application[str]):
+    """The event-sourced application of the fleet. Its tables are made by migrations, never by itself."""
+
+    name = "stored"  # the library's tables are called after it: stored_events, stored_snapshots
+    is_snapshotting_enabled = True
+    env: ClassVar[dict[str, str]] = {"PERSISTENCE_MODULE": "eventsourcing.postgres", "CREATE_TABLE": "no"}
+
+    recorder: Recorder
+
+    def __init__(self, database_url: str, pool_size: int) -> None:
+        super().__init__({"FPSO_DATABASE_URL": database_url, "FPSO_POOL_SIZE": str(pool_size)})
+
+    def construct_factory(self, env: Environment) -> InfrastructureFactory[Any]:
+        """See the library."""
+        # The library insists on being told where its own datastore is, before ours takes its place.
+        for name in ("POSTGRES_DBNAME", "POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_PASSWORD"):
+            env.setdefault(name, "unused")
+        return Factory(env)
+
+    def construct_mapper(self) -> Mapper[str]:
+        """See the library."""
+        return EventMapper()
+
+    def construct_snapshot_store(self) -> EventStore[str]:
+        """See the library."""
+        return SnapshotStore(self.mapper, self.factory.aggregate_recorder(purpose="snapshots"))
+
+    def streams(self, streams: Sequence[str]) -> Mapping[str, list[DomainEventProtocol[str]]]:
+        """The events of many streams at once."""
+        return {
+            stream: list(map(self.mapper.to_domain_event, stored))
+            for stream, stored in self.recorder.select_streams(streams).items()
+        }

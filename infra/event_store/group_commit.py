@@ -1,0 +1,206 @@
+"""Group commit: concurrent commands are recorded together, so lock and commit are paid once a batch.
+
+Commands queue in the order in which they come. One writer takes what has gathered, records it in a thread of
+its own, and tells each command its outcome; meanwhile the next batch gathers.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+
+from eventsourcing.persistence import IntegrityError, InterfaceError, OperationalError, PersistenceError
+from prometheus_client import Counter, Gauge, Histogram
+from psycopg_pool import PoolTimeout, TooManyRequests
+
+from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Outcome, Recorder
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+RETRY_PAUSE = 0.25  # seconds
+
+BATCH_EVENTS = Histogram(
+    "fpso_group_commit_events",
+    "Events in one batch",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 100_000),
+)
+BATCH_SECONDS = Histogram("fpso_group_commit_seconds", "From the append lock to the end of the commit")
+QUEUE_SECONDS = Histogram("fpso_group_commit_wait_seconds", "From queueing to the start of the batch")
+QUEUE_DEPTH = Gauge("fpso_group_commit_queue", "Commands that wait for the next batch")
+RERUNS = Counter("fpso_group_commit_reruns_total", "Batches whose commands were run again one by one")
+
+
+class Overloaded(Exception):
+    """The command was not recorded: the queue is full, or the event store took none in time."""
+
+
+class OutcomeUnknown(Exception):
+    """The event store stopped answering during the commit: the command may have been recorded or not."""
+
+
+class _Waiting:
+    """A command in the queue."""
+
+    __slots__ = ("append", "done", "since")
+
+    def __init__(self, append: Append) -> None:
+        self.append = append
+        self.done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.since = time.perf_counter()
+
+
+class GroupCommit:
+    """The one writer of a process."""
+
+    def __init__(self, recorder: Recorder, *, batch_max_events: int, queue_max_commands: int) -> None:
+        self._recorder = recorder
+        self._batch_max_events = batch_max_events
+        self._queue_max_commands = queue_max_commands
+        self._queue: deque[_Waiting] = deque()
+        self._gathered = asyncio.Event()
+        self._closing = False
+        self.is_writing = True
+        """Whether the last batch could be written: part of readiness."""
+
+    @property
+    def depth(self) -> int:
+        """Commands that wait."""
+        return len(self._queue)
+
+    def check_has_room(self) -> None:
+        """Raise `Overloaded` before anything is done for a command that could not be queued."""
+        if len(self._queue) >= self._queue_max_commands:
+            raise Overloaded
+
+    async def record(self, append: Append) -> Outcome:
+        """The outcome of ``append``. Raises `Overloaded` or `OutcomeUnknown`."""
+        self.check_has_room()
+        waiting = _Waiting(append)
+        self._queue.append(waiting)
+        QUEUE_DEPTH.set(len(self._queue))
+        self._gathered.set()
+        return await waiting.done
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["GroupCommit"]:
+        """Write for as long as the context lasts; at its end, what has been queued is still written."""
+        with ThreadPoolExecutor(1, "append") as thread:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write(thread))
+                try:
+                    yield self
+                finally:
+                    self._closing = True
+                    self._gathered.set()
+
+    async def _write(self, thread: ThreadPoolExecutor) -> None:
+        while True:
+            await self._gathered.wait()
+            if batch := self._next_batch():
+                await self._record_batch(batch, thread)
+            elif self._closing:
+                return
+            else:
+                self._gathered.clear()
+
+    def _next_batch(self) -> Sequence[_Waiting]:
+        batch: list[_Waiting] = []
+        events = 0
+        now = time.perf_counter()
+        while self._queue and (
+            not batch or events + len(self._queue[0].append.events) <= self._batch_max_events
+        ):
+            waiting = self._queue.popleft()
+            events += len(waiting.append.events)
+            QUEUE_SECONDS.observe(now - waiting.since)
+            batch.append(waiting)
+        QUEUE_DEPTH.set(len(self._queue))
+        return batch
+
+    async def _record_batch(self, batch: Sequence[_Waiting], thread: ThreadPoolExecutor) -> None:
+        appends = [waiting.append for waiting in batch]
+        started = time.perf_counter()
+        try:
+            await self._record(appends, thread)
+        except (Overloaded, OutcomeUnknown) as error:
+            _fail(batch, error)
+        except IntegrityError as error:
+            # A lone command's stream has moved on; in a batch, nobody knows whose.
+            if len(batch) == 1:
+                _finish(batch[0], _conflict_of(appends[0]))
+            else:
+                await self._record_one_by_one(batch, thread, error)
+        except Exception as error:  # whatever it is, it is the command's outcome, and the writer goes on
+            if len(batch) == 1:
+                log.exception("append failed")
+                _fail(batch, error)
+            else:
+                await self._record_one_by_one(batch, thread, error)
+        else:
+            for waiting in batch:
+                assert waiting.append.outcome is not None
+                _finish(waiting, waiting.append.outcome)
+        BATCH_SECONDS.observe(time.perf_counter() - started)
+        BATCH_EVENTS.observe(sum(len(append.events) for append in appends))
+
+    async def _record_one_by_one(
+        self, batch: Sequence[_Waiting], thread: ThreadPoolExecutor, error: Exception
+    ) -> None:
+        log.warning("batch run again one by one", extra={"commands": len(batch), "cause": str(error).strip()})
+        RERUNS.inc()
+        for waiting in batch:
+            await self._record_batch([waiting], thread)
+
+    async def _record(self, appends: Sequence[Append], thread: ThreadPoolExecutor) -> None:
+        """Record ``appends``, again and again while the database is out of reach, for a bounded time."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + RETRY_SECONDS
+        is_in_doubt = False
+        while True:
+            attempt = partial(self._recorder.append, appends, is_retry=is_in_doubt)
+            try:
+                await loop.run_in_executor(thread, attempt)
+            except AppendLockTimeout:
+                # Another process may be stopped with the lock in its hand; the server will end its session.
+                self.is_writing = False
+                raise (OutcomeUnknown if is_in_doubt else Overloaded) from None
+            except (InterfaceError, OperationalError) as error:
+                self.is_writing = False
+                is_in_doubt = is_in_doubt or not _is_known_to_have_failed(error)
+                if loop.time() > give_up_at:
+                    raise (OutcomeUnknown if is_in_doubt else Overloaded) from error
+                log.warning("append again", extra={"in_doubt": is_in_doubt, "cause": str(error).strip()})
+                await asyncio.sleep(RETRY_PAUSE)
+            else:
+                self.is_writing = True
+                return
+
+
+def _is_known_to_have_failed(error: PersistenceError) -> bool:
+    """Whether the failed attempt cannot have committed: the server refused it, or was never reached."""
+    cause = error.__cause__
+    if isinstance(cause, PoolTimeout | TooManyRequests) or str(error).startswith("connection failed"):
+        return True
+    sqlstate = getattr(cause, "sqlstate", None) or "57"
+    return not sqlstate.startswith(("08", "57"))  # a lost connection, a server that is going down
+
+
+def _conflict_of(append: Append) -> Conflict:
+    event = append.events[0]
+    return Conflict(event.stream, event.version - 1, None)
+
+
+def _finish(waiting: _Waiting, outcome: Outcome) -> None:
+    if not waiting.done.done():
+        waiting.done.set_result(outcome)
+
+
+def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.done.done():
+            waiting.done.set_exception(error)

@@ -1,0 +1,72 @@
+"""Between events of a stream and what the event store keeps of them: the library's mapper for our JSON."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from eventsourcing.domain import DomainEventProtocol
+from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
+from pydantic import TypeAdapter
+from pydantic_core import from_json
+
+from events.catalogue import decode, encode, stamped
+from events.event import EventData, StreamEvent
+from events.state import FOLD_VERSION, EquipmentState, VesselState
+
+# A snapshot carries the fold's version in its topic, so that one made by another fold is never read.
+SNAPSHOT_TOPICS: Mapping[type, str] = {
+    VesselState: f"fpso.vessel.snapshot.fold{FOLD_VERSION}",
+    EquipmentState: f"fpso.equipment.snapshot.fold{FOLD_VERSION}",
+}
+_SNAPSHOTS: Mapping[str, TypeAdapter[Any]] = {
+    topic: TypeAdapter(state_type) for state_type, topic in SNAPSHOT_TOPICS.items()
+}
+_ANY_TIME = datetime(1, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """An event that waits for its position and for the time of its recording."""
+
+    stream: str
+    version: int
+    type: str
+    state_at: Callable[[datetime], bytes]
+    """The stored form, once the time is known."""
+
+
+def pending(event: StreamEvent[EventData], metadata: Mapping[str, str]) -> PendingEvent:
+    """``event`` with the metadata of its command, encoded before the append lock is taken where it can be."""
+    data = event.data
+    if data.at(_ANY_TIME) is data:
+        state_at: Callable[[datetime], bytes] = partial(stamped, encode(data, metadata))
+    else:
+
+        def state_at(occurred_at: datetime) -> bytes:
+            return stamped(encode(data.at(occurred_at), metadata), occurred_at)
+
+    return PendingEvent(event.stream, event.version, data.type, state_at)
+
+
+class EventMapper(Mapper[str]):
+    """Maps stored events and snapshots to stream events, by their type's name instead of a Python path."""
+
+    def __init__(self) -> None:
+        super().__init__(JSONTranscoder())
+
+    def to_stored_event(self, domain_event: DomainEventProtocol[str]) -> StoredEvent:
+        """A snapshot in its stored form. Events are recorded under the append lock, which stamps them."""
+        assert isinstance(domain_event, StreamEvent)
+        topic = SNAPSHOT_TOPICS[type(domain_event.data)]
+        state = _SNAPSHOTS[topic].dump_json(domain_event.data)
+        return StoredEvent(domain_event.stream, domain_event.version, topic, state)
+
+    def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[str]:
+        """The meaning of a stored event, in the latest version of its type, or a snapshot."""
+        if (snapshots := _SNAPSHOTS.get(stored_event.topic)) is not None:
+            data = snapshots.validate_json(stored_event.state)
+        else:
+            data = decode(stored_event.topic, from_json(stored_event.state)["data"])
+        return StreamEvent(str(stored_event.originator_id), stored_event.originator_version, data)

@@ -1,0 +1,387 @@
+"""The recorder: the library's, with an append lock of our own, and many commands to a transaction.
+
+Whoever appends takes the append lock first. So positions become visible in order, and what is decided under
+it (which keys are taken, which versions are current, what time it is) stays true until the transaction ends.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+from eventsourcing.postgres import (
+    PostgresAggregateRecorder,
+    PostgresApplicationRecorder,
+    PostgresDatastore,
+)
+from psycopg import Cursor
+from psycopg.rows import DictRow
+from psycopg.sql import SQL, Literal
+from psycopg.types.json import Jsonb
+from pydantic_core import from_json
+
+from infra.event_store.mapper import PendingEvent
+
+log = logging.getLogger(__name__)
+
+APPEND_LOCK_KEY = 0x4650534F_00000001
+"""Of the advisory transaction lock that every appender takes first. It needs no right on any table, and
+unlike the library's LOCK TABLE it does not queue behind autovacuum."""
+INSERT_SLICE = 5_000  # events; what one INSERT takes, so that an import's parameters do not double in memory
+KEEP_ANSWERS = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client is answered; the first answer to a request with an idempotency key is kept."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The key that an actor gave to a request, and the fingerprint of the request."""
+
+    actor: str
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Where and when a command's last event was recorded."""
+
+    position: int
+    occurred_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A stream is not at the version that the command relied on. Nothing was recorded."""
+
+    stream: str
+    expected: int
+    actual: int | None
+    """None where the database said only that it is another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The key was used before by the same request: its first answer. Nothing was recorded."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The key was used before by another request. Nothing was recorded."""
+
+
+Outcome = Recording | Conflict | Replay | KeyReused
+
+
+@dataclass(slots=True)
+class Append:
+    """What one command wants recorded: all of it, or nothing."""
+
+    events: Sequence[PendingEvent]
+    unchanged: Mapping[str, int] = field(default_factory=dict)
+    """The streams, with their versions, that the decision relied on and did not change."""
+    idempotency_key: IdempotencyKey | None = None
+    answer: Callable[[Recording], Answer] | None = None
+    """The answer to keep under the key; it may name the position and the time."""
+    settled: Recording | None = None
+    """Of a command that changes nothing: where what it found was recorded. It may still keep its answer."""
+    id: str = field(default_factory=lambda: uuid4().hex[:16])
+    """Random, stored with the events: recognises them when the answer to a commit was lost."""
+    outcome: Outcome | None = None
+
+
+class AppendLockTimeout(Exception):
+    """Another writer held the append lock for too long. Nothing was recorded."""
+
+
+class Recorder(PostgresApplicationRecorder):
+    """Appends events in order, and finds what was appended."""
+
+    def __init__(self, datastore: PostgresDatastore, *, events_table_name: str = "stored_events") -> None:
+        super().__init__(datastore, events_table_name=events_table_name)
+        self.lock_table_statements = [
+            SQL("SELECT pg_advisory_xact_lock({})").format(Literal(APPEND_LOCK_KEY))
+        ]
+
+    def append(self, appends: Sequence[Append], *, is_retry: bool) -> None:
+        """Record ``appends`` in order, in one transaction, and set the outcome of each.
+
+        A retry, after an attempt whose outcome is not known, first looks whether that attempt had committed.
+        Raises what the database raises; then nothing was recorded, unless the answer to the commit was lost.
+        """
+        with (
+            self.datastore.get_connection() as connection,
+            connection.pipeline(),
+            connection.transaction(),
+            connection.cursor() as curs,
+        ):
+            self._insert_stored_events(curs, (), appends=appends, is_retry=is_retry)
+
+    def _insert_stored_events(
+        self,
+        curs: Cursor[DictRow],
+        stored_events: Sequence[StoredEvent],
+        *,
+        appends: Sequence[Append] = (),
+        is_retry: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not appends:
+            super()._insert_stored_events(curs, stored_events, **kwargs)
+            return
+        for append in appends:
+            append.outcome = None
+        self._lock_table(curs)
+        if is_retry:
+            self._recognise_committed(curs, appends)
+        self._find_answers(curs, appends)
+        self._check_versions(curs, appends)
+        accepted = [append for append in appends if append.outcome is None]
+        if any(append.events for append in accepted):
+            self._insert_accepted(curs, [append for append in accepted if append.events])
+        for append in accepted:
+            append.outcome = append.outcome or append.settled
+        self._keep_answers(curs, accepted)
+
+    def _lock_table(self, curs: Cursor[DictRow]) -> None:
+        try:
+            super()._lock_table(curs)
+            curs.fetchone()
+        except psycopg.errors.LockNotAvailable as error:
+            raise AppendLockTimeout from error
+
+    def _recognise_committed(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
+        last_events = {append.id: append.events[-1] for append in appends if append.events}
+        curs.execute(
+            """
+            SELECT e.notification_id, e.state
+            FROM unnest(%s::text[], %s::bigint[]) AS wanted (stream, version)
+            JOIN event_store.stored_events e ON (originator_id, originator_version) = (stream, version)
+            """,
+            [
+                [event.stream for event in last_events.values()],
+                [event.version for event in last_events.values()],
+            ],
+        )
+        recorded: dict[str, Recording] = {}
+        for row in curs.fetchall():
+            state = from_json(row["state"])
+            recorded[state.get("append_id", "")] = Recording(
+                row["notification_id"], datetime.fromisoformat(state["occurred_at"])
+            )
+        for append in appends:
+            append.outcome = recorded.get(append.id)
+
+    def _find_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
+        keyed = [(a, a.idempotency_key) for a in appends if a.idempotency_key and a.outcome is None]
+        if not keyed:
+            return
+        found = self._select_answers(curs, [key for _, key in keyed])
+        taken: set[tuple[str, str]] = set()
+        for append, key in keyed:
+            if (row := found.get((key.actor, key.key))) is not None:
+                append.outcome = _replay_or_reuse(row, key)
+            elif (key.actor, key.key) in taken:
+                # Two requests with one key in one batch: the second, decided again, finds the answer.
+                append.outcome = Conflict(f"idempotency/{key.key}", 0, None)
+            taken.add((key.actor, key.key))
+
+    def find_answer(self, key: IdempotencyKey) -> Replay | KeyReused | None:
+        """What was answered to the first request with ``key``, if there was one."""
+        with self.datastore.get_connection() as connection, connection.cursor() as curs:
+            row = self._select_answers(curs, [key]).get((key.actor, key.key))
+        return _replay_or_reuse(row, key) if row else None
+
+    def _select_answers(
+        self, curs: Cursor[DictRow], keys: Sequence[IdempotencyKey]
+    ) -> Mapping[tuple[str, str], DictRow]:
+        curs.execute(
+            """
+            SELECT i.* FROM unnest(%s::text[], %s::text[]) AS wanted (actor, key)
+            JOIN event_store.idempotency i USING (actor, key)
+            WHERE i.recorded_at > now() - %s
+            """,
+            [[key.actor for key in keys], [key.key for key in keys], KEEP_ANSWERS],
+        )
+        return {(row["actor"], row["key"]): row for row in curs.fetchall()}
+
+    def _check_versions(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
+        """Give a command that relied on anything but the current versions its `Conflict`.
+
+        The primary key alone refuses a lone command whose own streams have moved on, so only what it left
+        unchanged is looked up; within a batch it must be known who is to blame.
+        """
+        is_alone = len(appends) == 1
+        expected = [
+            (
+                append,
+                dict(append.unchanged)
+                if is_alone
+                else {**append.unchanged, **_first_versions(append.events)},
+            )
+            for append in appends
+            if append.outcome is None
+        ]
+        streams = list({stream for _, versions in expected for stream in versions})
+        if not streams:
+            return
+        curs.execute(
+            """
+            SELECT stream, coalesce((
+                SELECT max(originator_version) FROM event_store.stored_events WHERE originator_id = stream
+            ), 0) AS version
+            FROM unnest(%s::text[]) AS stream
+            """,
+            [streams],
+        )
+        current: dict[str, int] = {row["stream"]: row["version"] for row in curs.fetchall()}
+        for append, versions in expected:
+            for stream, version in versions.items():
+                if current[stream] != version:
+                    append.outcome = Conflict(stream, version, current[stream])
+                    break
+            else:
+                current.update((event.stream, event.version) for event in append.events)
+
+    def _insert_accepted(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
+        occurred_at = self._next_time(curs)
+        stored_events = [
+            StoredEvent(event.stream, event.version, event.type, event.state_at(occurred_at + i * _TICK))
+            for i, event in enumerate(event for append in appends for event in append.events)
+        ]
+        positions: list[int] = []
+        for start in range(0, len(stored_events), INSERT_SLICE):
+            PostgresAggregateRecorder._insert_stored_events(
+                self, curs, stored_events[start : start + INSERT_SLICE]
+            )
+            positions.extend(row["notification_id"] for row in curs.fetchall())
+        self._notify_channel(curs)
+        last = -1
+        for append in appends:
+            last += len(append.events)
+            append.outcome = Recording(positions[last], occurred_at + last * _TICK)
+
+    def _next_time(self, curs: Cursor[DictRow]) -> datetime:
+        """The database's clock, or what comes after the last event's time if that is later."""
+        curs.execute(
+            """
+            SELECT clock_timestamp() AS now, (
+                SELECT state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
+            ) AS last
+            """
+        )
+        row = curs.fetchone()
+        assert row is not None
+        now: datetime = row["now"]
+        if row["last"] is None:
+            return now
+        return max(now, datetime.fromisoformat(from_json(row["last"])["occurred_at"]) + _TICK)
+
+    def _keep_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
+        for append in appends:
+            key = append.idempotency_key
+            if key is None or append.answer is None or not isinstance(append.outcome, Recording):
+                continue
+            answer = append.answer(append.outcome)
+            curs.execute(
+                """
+                INSERT INTO event_store.idempotency (actor, key, fingerprint, status, headers, body)
+                VALUES (%s, %s, %s, %s, %s, %s)
+                ON CONFLICT (actor, key) DO UPDATE SET (fingerprint, status, headers, body, recorded_at)
+                    = (excluded.fingerprint, excluded.status, excluded.headers, excluded.body, now())
+                """,
+                [
+                    key.actor,
+                    key.key,
+                    key.fingerprint,
+                    answer.status,
+                    Jsonb(dict(answer.headers)),
+                    answer.body,
+                ],
+                prepare=True,
+            )
+
+    def forget_answers(self) -> int:
+        """Remove the answers that were kept for long enough; returns how many."""
+        with self.datastore.get_connection() as connection:
+            cursor = connection.execute(
+                "DELETE FROM event_store.idempotency WHERE recorded_at <= now() - %s", [KEEP_ANSWERS]
+            )
+            return cursor.rowcount
+
+    def select_streams(self, streams: Sequence[str]) -> Mapping[str, list[StoredEvent]]:
+        """The events of many streams in one statement, each stream's in order; absent streams are absent."""
+        found: dict[str, list[StoredEvent]] = {}
+        with self.datastore.get_connection() as connection, connection.cursor() as curs:
+            curs.execute(
+                """
+                SELECT originator_id, originator_version, topic, state FROM event_store.stored_events
+                WHERE originator_id = ANY(%s) ORDER BY originator_id, originator_version
+                """,
+                [list(streams)],
+            )
+            for row in curs:
+                event = StoredEvent(
+                    row["originator_id"], row["originator_version"], row["topic"], row["state"]
+                )
+                found.setdefault(row["originator_id"], []).append(event)
+        return found
+
+    def select_existing(self, streams: Sequence[str]) -> set[str]:
+        """Those of ``streams`` that have been begun."""
+        with self.datastore.get_connection() as connection, connection.cursor() as curs:
+            curs.execute(
+                """
+                SELECT originator_id FROM event_store.stored_events
+                WHERE originator_id = ANY(%s) AND originator_version = 1
+                """,
+                [list(streams)],
+            )
+            return {row["originator_id"] for row in curs}
+
+    def recording_of(self, versions: Mapping[str, int]) -> Recording:
+        """Where and when the latest of these events, a version per stream, was recorded."""
+        with self.datastore.get_connection() as connection, connection.cursor() as curs:
+            curs.execute(
+                """
+                SELECT e.notification_id, e.state
+                FROM unnest(%s::text[], %s::bigint[]) AS wanted (stream, version)
+                JOIN event_store.stored_events e ON (originator_id, originator_version) = (stream, version)
+                ORDER BY e.notification_id DESC LIMIT 1
+                """,
+                [list(versions), list(versions.values())],
+            )
+            row = curs.fetchone()
+        assert row is not None, "what was read had been recorded"
+        occurred_at = datetime.fromisoformat(from_json(row["state"])["occurred_at"])
+        return Recording(row["notification_id"], occurred_at)
+
+
+_TICK = timedelta(microseconds=1)
+
+
+def _first_versions(events: Sequence[PendingEvent]) -> dict[str, int]:
+    """For each stream of ``events``, the version that it must have before them."""
+    versions: dict[str, int] = {}
+    for event in events:
+        versions.setdefault(event.stream, event.version - 1)
+    return versions
+
+
+def _replay_or_reuse(row: DictRow, key: IdempotencyKey) -> Replay | KeyReused:
+    if bytes(row["fingerprint"]) != key.fingerprint:
+        return KeyReused()
+    return Replay(Answer(row["status"], row["headers"], bytes(row["body"])))
