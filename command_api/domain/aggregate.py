@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from functools import reduce
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from events.event import EventData, StreamEvent
 
@@ -23,9 +24,8 @@ class Aggregate(Generic[S, E]):
         self.stream = stream
         self.version = version
         """Of the last event, those that are yet to be recorded included."""
-        self._state = state
+        self._loaded = state
         self._pending: list[StreamEvent[E]] = []
-        self._folded = 0
 
     @staticmethod
     def fold(state: Any, event: Any) -> Any:
@@ -50,11 +50,16 @@ class Aggregate(Generic[S, E]):
     @property
     def state(self) -> S:
         """As the events so far say, those that are yet to be recorded included."""
-        while self._folded < len(self._pending):
-            self._state = self.fold(self._state, self._pending[self._folded].data)
-            self._folded += 1
-        assert self._state is not None, "an aggregate begins with its registration"
-        return self._state
+        return self._after(event.data for event in self._pending)
+
+    def state_at(self, occurred_at: datetime) -> S:
+        """The state once what is yet to be recorded has been, at ``occurred_at``."""
+        return self._after(event.data.at(occurred_at) for event in self._pending)
+
+    def _after(self, pending: Iterable[E]) -> S:
+        state = reduce(self.fold, pending, self._loaded)
+        assert state is not None, "an aggregate begins with its registration"
+        return state
 
     def record(self, event: E) -> None:
         """Decide that ``event`` happens."""
@@ -65,13 +70,6 @@ class Aggregate(Generic[S, E]):
         """Hand over what is yet to be recorded."""
         return tuple(self._pending)
 
-    def recorded(self, occurred_at: datetime) -> None:
-        """What was decided has been recorded; the last of it at ``occurred_at``."""
-        for event in self._pending[self._folded :]:
-            self._state = self.fold(self._state, event.data.at(occurred_at))
-        self._pending.clear()
-        self._folded = 0
-
     @classmethod
     def from_events(cls, aggregate: Self | None, events: Iterable[StreamEvent[Any]]) -> Self | None:
         """The aggregate after ``events``, the first of which may be a snapshot; a projector function."""
@@ -79,8 +77,6 @@ class Aggregate(Generic[S, E]):
             if aggregate is None:
                 aggregate = cls(event.stream)
             is_snapshot = isinstance(event.data, cls.state_type)
-            aggregate._state = (
-                cast("S", event.data) if is_snapshot else cls.fold(aggregate._state, event.data)
-            )
+            aggregate._loaded = event.data if is_snapshot else cls.fold(aggregate._loaded, event.data)
             aggregate.version = event.version
         return aggregate

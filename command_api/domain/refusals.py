@@ -13,7 +13,7 @@ Refusal = Literal[
 
 
 class Refused(Exception):
-    """A command may not happen. ``slug`` is that of its problem; ``offender`` names what stands in the way."""
+    """A command may not happen. ``slug`` is its problem's; ``offender`` names what stands in the way."""
 
     def __init__(self, slug: Refusal, detail: str, **offender: Any) -> None:
         super().__init__(slug, detail)

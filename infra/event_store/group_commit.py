@@ -64,13 +64,13 @@ class GroupCommit:
         self._queue: deque[_Waiting] = deque()
         self._gathered = asyncio.Event()
         self._closing = False
-        self.is_writing = True
-        """Whether the last batch could be written: part of readiness."""
+        self._recording_since: float | None = None
 
     @property
-    def depth(self) -> int:
-        """Commands that wait."""
-        return len(self._queue)
+    def oldest_wait_seconds(self) -> float:
+        """For how long the oldest command has waited to be recorded: whether the writer makes headway."""
+        since = self._recording_since or (self._queue[0].since if self._queue else None)
+        return 0.0 if since is None else time.perf_counter() - since
 
     def check_has_room(self) -> None:
         """Raise `Overloaded` before anything is done for a command that could not be queued."""
@@ -102,7 +102,9 @@ class GroupCommit:
         while True:
             await self._gathered.wait()
             if batch := self._next_batch():
+                self._recording_since = batch[0].since
                 await self._record_batch(batch, thread)
+                self._recording_since = None
             elif self._closing:
                 return
             else:
@@ -167,17 +169,14 @@ class GroupCommit:
                 await loop.run_in_executor(thread, attempt)
             except AppendLockTimeout:
                 # Another process may be stopped with the lock in its hand; the server will end its session.
-                self.is_writing = False
                 raise (OutcomeUnknown if is_in_doubt else Overloaded) from None
             except (InterfaceError, OperationalError) as error:
-                self.is_writing = False
                 is_in_doubt = is_in_doubt or not _is_known_to_have_failed(error)
                 if loop.time() > give_up_at:
                     raise (OutcomeUnknown if is_in_doubt else Overloaded) from error
                 log.warning("append again", extra={"in_doubt": is_in_doubt, "cause": str(error).strip()})
                 await asyncio.sleep(RETRY_PAUSE)
             else:
-                self.is_writing = True
                 return
 
 

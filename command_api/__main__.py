@@ -1,0 +1,55 @@
+"""``python -m command_api``: the command API as a process. With ``--openapi`` it prints its document."""
+
+import asyncio
+import json
+import logging
+import sys
+
+from eventsourcing.persistence import PersistenceError
+
+from command_api.app import CommandSettings, connected, create_app
+from command_api.dispatcher import Commands
+from infra import logs
+from infra.service import Service, run, serve
+from infra.settings import load
+
+log = logging.getLogger(__name__)
+
+FORGET_ANSWERS_SECONDS = 3600.0
+STUCK_SECONDS = 20.0
+"""A command that waits for so long shows that the writer makes no headway."""
+
+
+async def main() -> None:
+    """Serve until SIGTERM; then what is in flight is answered."""
+    settings = load(CommandSettings)
+    logs.configure("command_api", settings.log_level)
+    app = create_app(settings.auth)
+    async with Service("command_api", settings).running() as service, connected(app, settings) as commands:
+        service.checks["event_store"] = lambda: _check_event_store(commands)
+        forgetting = asyncio.create_task(_forget_answers(commands))
+        await serve(app, settings.http_host, settings.http_port, service.stopping, settings.drain_seconds)
+        forgetting.cancel()
+
+
+async def _check_event_store(commands: Commands) -> str | None:
+    await commands.streams.in_thread(commands.streams.application.recorder.max_notification_id)
+    waiting = commands.group_commit.oldest_wait_seconds
+    return None if waiting < STUCK_SECONDS else f"a command has waited {waiting:.0f} s to be recorded"
+
+
+async def _forget_answers(commands: Commands) -> None:
+    """Now and then, remove the answers that were kept for long enough."""
+    while True:
+        await asyncio.sleep(FORGET_ANSWERS_SECONDS)
+        try:
+            await commands.streams.in_thread(commands.streams.application.recorder.forget_answers)
+        except PersistenceError as error:
+            log.warning("answers not forgotten", extra={"cause": str(error).strip()})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--openapi"]:
+        print(json.dumps(create_app().openapi()))  # noqa: T201
+    else:
+        run(main)

@@ -1,0 +1,74 @@
+"""The command API, put together."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal
+
+from fastapi import FastAPI
+from pydantic import Field
+
+from command_api.dispatcher import Commands, ProjectedCheckpoint
+from command_api.idempotency import InFlight
+from command_api.routes import equipment, imports, vessels
+from command_api.store import Streams
+from infra.database import Listener
+from infra.event_store.application import FleetApplication
+from infra.event_store.group_commit import GroupCommit
+from infra.settings import ApiSettings, PositiveInt
+from infra.web import new_api
+
+PROJECTED_CHANNEL = "projected"
+"""On which the projector tells how far the read model has got."""
+
+
+class CommandSettings(ApiSettings):
+    """What the command API needs to know."""
+
+    group_commit_max_events: PositiveInt = 500
+    command_queue_max: PositiveInt = 2_000
+    """Commands that wait for the next batch; beyond it the answer is 503 `overloaded`."""
+    aggregate_cache_size: Annotated[int, Field(ge=1)] = 10_000
+    """Aggregates that a process remembers."""
+
+
+def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
+    """The routes of the command API, not yet connected to anything."""
+    app = new_api("FPSO command API", "Commands about vessels and their equipment.", auth)
+    # A code may be called `deactivate`: the paths of lists come first.
+    for router in (
+        vessels.router,
+        vessels.patches,
+        imports.router,
+        equipment.vessels,
+        equipment.router,
+        equipment.patches,
+        equipment.operations,
+    ):
+        app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def connected(app: FastAPI, settings: CommandSettings) -> AsyncIterator[Commands]:
+    """Connect ``app`` to the event store while the context lasts; at its end the queue is written out."""
+    listener = Listener(settings.database_url, PROJECTED_CHANNEL, "command_api projected")
+    with (
+        ThreadPoolExecutor(settings.pool_size, "event store") as threads,
+        ThreadPoolExecutor(imports.IMPORTS_MAX, "import") as import_threads,
+        FleetApplication(settings.database_url, settings.pool_size + 1) as application,
+    ):
+        group_commit = GroupCommit(
+            application.recorder,
+            batch_max_events=settings.group_commit_max_events,
+            queue_max_commands=settings.command_queue_max,
+        )
+        projected = ProjectedCheckpoint(listener)
+        async with projected.following(), group_commit.running():
+            streams = Streams(application, threads, settings.aggregate_cache_size)
+            commands = Commands(streams, group_commit, InFlight(), projected)
+            app.state.commands = commands
+            app.state.import_slots = asyncio.Semaphore(imports.IMPORTS_MAX)
+            app.state.import_threads = import_threads
+            yield commands

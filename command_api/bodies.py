@@ -1,0 +1,102 @@
+"""The bodies of commands: which content types they have, how large they may be."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from infra.problems import Problem, invalid
+
+JSON_MAX_BYTES = 1024 * 1024
+IMPORT_MAX_BYTES = 64 * 1024 * 1024
+DRAIN_MAX_BYTES = 16 * 1024 * 1024
+"""So much of a refused body is still read: a sender that is cut off while it sends never sees the answer."""
+
+JSON = ("application/json",)
+MERGE_PATCH = ("application/merge-patch+json", "application/json")
+FILES = ("text/csv", "application/x-ndjson")
+
+
+def content_type_of(request: Request) -> str:
+    """The media type of the body, without parameters; empty where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
+    """Refuse a body of another type, or one that is compressed."""
+    encoding = request.headers.get("content-encoding", "identity")
+    content_type = content_type_of(request)
+    if content_type in supported and encoding == "identity":
+        return
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    if not has_body and not content_type:
+        return
+    refused = (
+        f"content encoding {encoding}" if encoding != "identity" else f"content type {content_type or 'none'}"
+    )
+    detail = f"{refused} is not supported here; send {' or '.join(supported)}"
+    raise Problem(
+        "unsupported-media-type", detail, headers={"Accept": ", ".join(supported)}, supported=supported
+    )
+
+
+async def pieces_of(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body piece by piece; a problem once it is larger than ``max_bytes``."""
+    size = 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > max_bytes:
+                break
+            if piece:
+                yield piece
+        else:
+            return
+        await drain(request)
+    except ClientDisconnect:
+        raise invalid("", "the body is not whole") from None
+    raise Problem("body-too-large", f"the body has more than {max_bytes} bytes", max_bytes=max_bytes)
+
+
+async def drain(request: Request) -> None:
+    """Read on, within bounds, so that the sender gets to hear the answer."""
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > DRAIN_MAX_BYTES:
+            return
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is JSON of a bounded size; any other is refused before it is parsed."""
+
+    supported: tuple[str, ...] = JSON
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI."""
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            check_content_type(request, self.supported)
+            body = b"".join([piece async for piece in pieces_of(request, JSON_MAX_BYTES)])
+            return await handle(_with_body(request, body))
+
+        return checked
+
+
+class MergePatchRoute(JsonRoute):
+    """A route whose body is a JSON merge patch (RFC 7396)."""
+
+    supported = MERGE_PATCH
+
+
+def _with_body(request: Request, body: bytes) -> Request:
+    """``request``, whose body has been read."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive)

@@ -1,0 +1,193 @@
+"""CSV (RFC 4180) and NDJSON files as rows with line numbers, read while they arrive.
+
+A thread reads rows and asks the event loop for the body piece by piece: the file as such is never held, and a
+fast sender waits for a slow reader.
+"""
+
+import csv
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from command_api.commands import Row, RowProblem
+from events.values import Attributes, Code, Location, Name
+from infra.problems import Problem, invalid, pointer_of
+
+ROWS_MAX = 100_000
+LINE_MAX = 1024 * 1024  # characters; a line of an NDJSON file, or a row with line breaks in its cells
+KNOWN_COLUMNS = ("code", "name", "location", "active")
+
+Rows = tuple[list[Row], list[RowProblem]]
+
+
+class _Values(BaseModel):
+    """The values of a row, by the rules of their types."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: Code
+    name: Name
+    location: Location
+    attributes: Attributes = Field(default_factory=dict)
+    active: bool = True
+
+
+def csv_rows(lines: Iterator[str]) -> Rows:
+    """The rows of a CSV file with a header. Columns that the register does not know become attributes.
+
+    Raises `Problem` where the file as a whole cannot be read: no header, a column twice, too many rows.
+    """
+    reader = csv.reader(lines, strict=True)
+    columns = _header(reader)
+    rows = _Collected()
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise invalid("", f"line {line}: {error}") from None
+        if cells is None:
+            return rows.rows, rows.problems
+        if not any(cell.strip() for cell in cells):
+            continue  # an empty line, or one of empty cells, as spreadsheets leave them at the end
+        rows.count(line)
+        if len(cells) != len(columns):
+            code = cells[columns.index("code")] if len(cells) > columns.index("code") else None
+            rows.refuse(line, code, f"the row has {len(cells)} cells, the header {len(columns)}")
+            continue
+        rows.add(line, _by_column(columns, cells))
+
+
+def _header(reader: Any) -> Sequence[str]:
+    try:
+        columns = [column.strip() for column in next(reader, [])]
+    except csv.Error as error:
+        raise invalid("", f"line 1: {error}") from None
+    if missing := [column for column in KNOWN_COLUMNS[:3] if column not in columns]:
+        raise invalid("", f"line 1: the header lacks the column {', '.join(missing)}")
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise invalid("", f"line 1: the header has a column twice: {', '.join(repeated)}")
+    if "" in columns:
+        raise invalid("", f"line 1: column {columns.index('') + 1} of the header has no name")
+    return columns
+
+
+def _by_column(columns: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = dict(zip(columns, cells, strict=True))
+    row = {column: values.pop(column) for column in KNOWN_COLUMNS if column in values}
+    # An empty cell says nothing: no attribute, and the default for `active`.
+    row["attributes"] = {column: cell for column, cell in values.items() if cell}
+    active = str(row.pop("active", "")).strip().lower()
+    if active:
+        row["active"] = {"true": True, "false": False}.get(active, active)
+    return row
+
+
+def ndjson_rows(lines: Iterator[str]) -> Rows:
+    """The rows of a file with a JSON object a line; members that the register does not know are attributes.
+
+    A nested ``attributes`` object is taken too, so that what a download gives can be imported.
+    """
+    rows = _Collected()
+    for line, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        rows.count(line)
+        try:
+            values = from_json(text)
+        except ValueError as error:
+            rows.refuse(line, None, f"not JSON: {error}")
+            continue
+        if not isinstance(values, dict):
+            rows.refuse(line, None, "not a JSON object")
+            continue
+        rows.add(line, _by_member(values))
+    return rows.rows, rows.problems
+
+
+def _by_member(values: dict[str, Any]) -> dict[str, Any]:
+    row = {name: values.pop(name) for name in KNOWN_COLUMNS if name in values}
+    nested = values.pop("attributes", None)
+    # A member that is null says nothing.
+    attributes = {name: value for name, value in values.items() if value is not None}
+    row["attributes"] = {**attributes, **nested} if isinstance(nested, dict) else nested or attributes
+    return row
+
+
+class _Collected:
+    """Rows and problems as they are found."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.problems: list[RowProblem] = []
+        self._lines: dict[str, int] = {}
+        self._count = 0
+
+    def count(self, line: int) -> None:
+        """Another row begins."""
+        self._count += 1
+        if self._count > ROWS_MAX:
+            raise Problem("body-too-large", f"line {line}: an import has at most {ROWS_MAX} rows", line=line)
+
+    def add(self, line: int, values: dict[str, Any]) -> None:
+        """A row with these values, or what is wrong with them."""
+        try:
+            row = _Values.model_validate(values)
+        except ValidationError as error:
+            code = values.get("code")
+            self.refuse(line, code if isinstance(code, str) else None, _detail(error))
+            return
+        if (first := self._lines.setdefault(row.code, line)) != line:
+            detail = f"the code stands on line {first} already"
+            self.problems.append(RowProblem(line, row.code, "equipment-already-registered", detail))
+            return
+        self.rows.append(Row(line, row.code, row.name, row.location, row.attributes, row.active))
+
+    def refuse(self, line: int, code: str | None, detail: str) -> None:
+        """A row that is not valid."""
+        self.problems.append(RowProblem(line, code, "invalid-request", detail))
+
+
+def _detail(error: ValidationError) -> str:
+    return "; ".join(
+        f"{pointer_of(fault['loc']).removeprefix('/').removesuffix('/[key]')}: "
+        f"{fault['msg'].removeprefix('Value error, ')}"
+        for fault in error.errors(include_url=False, include_input=False)[:3]
+    )
+
+
+def decoded_lines(next_piece: Callable[[], bytes]) -> Iterator[str]:
+    """The lines of a body with their ends, decoded from UTF-8, a byte order mark left out.
+
+    ``next_piece`` gives the body piece by piece, and ``b""`` at its end. Raises `Problem` where the bytes are
+    not UTF-8 or a line has no end, naming the line.
+    """
+    decode = getincrementaldecoder("utf-8-sig")().decode
+    rest, number = "", 0
+    while True:
+        piece = next_piece()
+        try:
+            text = rest + decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            line = number + 1 + piece[: error.start].count(b"\n")
+            raise invalid("", f"line {line}: the bytes are not UTF-8") from None
+        *lines, rest = text.split("\n")
+        for line_text in lines:
+            number += 1
+            yield line_text + "\n"
+        if len(rest) > LINE_MAX:
+            raise invalid("", f"line {number + 1}: longer than {LINE_MAX} characters")
+        if not piece:
+            if rest:
+                yield rest
+            return
+
+
+READERS: Mapping[str, Callable[[Iterator[str]], Rows]] = {
+    "text/csv": csv_rows,
+    "application/x-ndjson": ndjson_rows,
+}
+"""How a file is read, by its content type."""
