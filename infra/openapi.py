@@ -1,21 +1,146 @@
 """OpenAPI: what both APIs declare alike, and the one document that merges theirs.
 
-The merged one is committed, so that changes of the API show up in review; the query API serves it.
+``python -m infra.openapi`` has each service print its own document, merges them and writes the result where
+the query API serves it. The file is committed, so that changes of the API show up in review; with
+``--check`` nothing is written, and a file that is not up to date is an error.
 """
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
 from infra.problems import CATALOGUE, MEDIA_TYPE, Slug
 
 MERGED = Path(__file__).parent.parent / "query_api" / "static" / "openapi.json"
 """The committed document of both APIs."""
 
-METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options", "trace"})
+SERVICES = ("command_api", "query_api")
+"""Packages whose ``app.api()`` is an application without anything behind it, good for being described."""
+
+METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
+
+_POSITION = {"type": "integer", "minimum": 0, "examples": [42]}
+
+REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "Accept": (
+        "`application/json` (a page), `text/csv` or `application/x-ndjson` (the whole list as a download).",
+        {"type": "string", "examples": ["application/json", "text/csv"]},
+    ),
+    "Idempotency-Key": (
+        "The same key from the same actor with the same request gives the first answer again, for 7 days.",
+        {"type": "string", "minLength": 1, "maxLength": 255, "examples": ["9f1c4a52"]},
+    ),
+    "If-Match": (
+        "The version that the command is meant for, as `ETag` gives it, or `*`.",
+        {"type": "string", "examples": ['"3"', "*"]},
+    ),
+    "If-None-Match": (
+        "The ETags that the client has; the answer is 304 if the current one is among them.",
+        {"type": "string", "examples": ['"3"']},
+    ),
+    "Prefer": (
+        "`wait=<seconds>` (RFC 7240), at most 10: answer after the read model holds the events.",
+        {"type": "string", "examples": ["wait=5"]},
+    ),
+    "X-Actor": (
+        "Without access control: who gives the command. An opaque subject, no personal data.",
+        {"type": "string", "default": "anonymous", "examples": ["operator-7"]},
+    ),
+    "X-Correlation-ID": (
+        "What belongs together: echoed, logged and stored with events; made where it is missing.",
+        {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[\\x21-\\x7e]+$"},
+    ),
+}
+
+RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "Allow": ("The methods that this path has.", {"type": "string", "examples": ["GET, HEAD"]}),
+    "Content-Disposition": (
+        "Of downloads: the name of the file.",
+        {"type": "string", "examples": ['attachment; filename="equipment.csv"']},
+    ),
+    "ETag": (
+        'The version: `"<version>"`, of a vessel read back `"<version>-<position>"`.',
+        {"type": "string", "examples": ['"3"']},
+    ),
+    "Event-Position": (
+        "Of a command: the position of its last event. Of a read: the position that it has seen.",
+        _POSITION,
+    ),
+    "Idempotency-Replayed": (
+        "The first answer to this Idempotency-Key again.",
+        {"type": "string", "const": "true"},
+    ),
+    "Link": (
+        'The next page (RFC 8288, `rel="next"`), where there is one.',
+        {"type": "string", "examples": ['</v1/equipment?limit=100&cursor=WyI0Il0>; rel="next"']},
+    ),
+    "Location": ("The new resource.", {"type": "string", "format": "uri-reference"}),
+    "Preference-Applied": (
+        "The read model holds the events.",
+        {"type": "string", "examples": ["wait=5"]},
+    ),
+    "Retry-After": ("Seconds to wait before repeating.", {"type": "integer", "minimum": 1, "examples": [1]}),
+    "Vary": ("What else the answer depends on.", {"type": "string", "examples": ["Accept"]}),
+    "X-Correlation-ID": ("As sent, or as made for this request.", {"type": "string", "maxLength": 128}),
+}
+
+PROBLEM_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "title": "Problem",
+    "description": "RFC 9457 problem details. Further members name the offender.",
+    "required": ["type", "title", "status", "detail", "instance"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "examples": ["/problems/invalid-request"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {"type": "string"},
+        "instance": {"type": "string", "format": "uri-reference"},
+        "errors": {
+            "type": "array",
+            "description": "Of `invalid-request`: each fault, by JSON Pointer into the body or under "
+            "/query, /path or /header. Of `import-rejected`: each bad row, by line.",
+            "items": {"type": "object", "additionalProperties": True},
+        },
+    },
+    "additionalProperties": True,
+}
+
+# Members that an example of a problem has besides those that all have.
+_EXAMPLE_MEMBERS: Mapping[str, dict[str, Any]] = {
+    "invalid-request": {"errors": [{"pointer": "/query/limit", "detail": "Input should be at least 1"}]},
+    "read-model-behind": {"min_position": 42, "checkpoint": 41},
+    "version-mismatch": {"version": 4},
+    "equipment-not-found": {"code": "23-KA-9101"},
+    "vessel-not-found": {"vessel_code": "VAL"},
+}
+
+
+# --- Declaring --------------------------------------------------------------------------------------------
+
+
+def request_headers(*names: str) -> list[dict[str, Any]]:
+    """Parameters for FastAPI's ``openapi_extra``: request headers that a route reads by itself."""
+    return [{"$ref": f"#/components/parameters/{_declared(name, REQUEST_HEADERS)}"} for name in names]
+
+
+def response_headers(*names: str) -> dict[str, Any]:
+    """Headers of one of FastAPI's ``responses``."""
+    return {name: {"$ref": f"#/components/headers/{_declared(name, RESPONSE_HEADERS)}"} for name in names}
+
+
+def _declared(name: str, declared: Mapping[str, Any]) -> str:
+    if name not in declared:
+        raise KeyError(f"the header {name} is not declared in infra/openapi.py")
+    return name
 
 
 def problem_responses(*slugs: Slug) -> dict[int | str, dict[str, Any]]:
@@ -26,17 +151,142 @@ def problem_responses(*slugs: Slug) -> dict[int | str, dict[str, Any]]:
         response = responses.setdefault(
             kind.status,
             {
-                "description": kind.title,
                 "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+                "headers": response_headers("Retry-After") if kind.status == 503 else {},
             },
         )
         examples = response["content"][MEDIA_TYPE]["examples"]
-        examples[slug] = {
-            "summary": kind.title,
-            "value": {"type": f"/problems/{slug}", "title": kind.title, "status": kind.status},
-        }
-        response["description"] = " · ".join(f"`{name}`" for name in examples)
+        examples[slug] = {"summary": kind.title, "value": _example(slug)}
+        response["description"] = "; ".join(f"`{name}`" for name in examples)
     return responses
+
+
+def _example(slug: Slug) -> dict[str, Any]:
+    kind = CATALOGUE[slug]
+    return {
+        "type": f"/problems/{slug}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": f"{kind.title}.",
+        "instance": "/v1/…",
+        **_EXAMPLE_MEMBERS.get(slug, {}),
+    }
+
+
+# --- Describing one service -------------------------------------------------------------------------------
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of one service, with what the edge adds to every operation."""
+    described = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=None
+    )
+    components = described.setdefault("components", {})
+    components.setdefault("schemas", {})["Problem"] = PROBLEM_SCHEMA
+    components["parameters"] = {
+        name: {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+        for name, (text, schema) in REQUEST_HEADERS.items()
+    }
+    components["headers"] = {
+        name: {"description": text, "schema": schema} for name, (text, schema) in RESPONSE_HEADERS.items()
+    }
+    for operation in _operations(described):
+        _complete(operation)
+    return described
+
+
+def _operations(described: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for item in described["paths"].values():
+        for method in METHODS:
+            if method in item:
+                yield item[method]
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    parameters = operation.setdefault("parameters", [])
+    for parameter in parameters:
+        if "schema" in parameter:
+            _without_null(parameter["schema"])
+    parameters += request_headers("X-Correlation-ID")
+    for status, response in problem_responses("forbidden", "internal-error").items():
+        operation["responses"].setdefault(str(status), response)
+    for response in operation["responses"].values():
+        response["headers"] = {**response.get("headers", {}), **response_headers("X-Correlation-ID")}
+    operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    """A parameter that is optional is left out; there is no null in a URL or a header."""
+    choices = [choice for choice in schema.pop("anyOf", []) if choice != {"type": "null"}]
+    if len(choices) == 1:
+        schema.update({**choices[0], **schema})
+    elif choices:
+        schema["anyOf"] = choices
+
+
+# --- Merging ----------------------------------------------------------------------------------------------
+
+
+def merge(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """One document of several services' paths and components. What has one name must be one thing."""
+    merged: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "FPSO System",
+            "version": documents[0]["info"]["version"],
+            "description": "Event-sourced register of a fleet's vessels and their equipment.\n\n"
+            + "\n\n".join(described["info"]["description"] for described in documents),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/", "description": "The gateway"}],
+        "paths": {},
+        "components": {},
+    }
+    for described in documents:
+        for path, item in described["paths"].items():
+            _put(merged["paths"].setdefault(path, {}), item, path)
+        for kind, named in described["components"].items():
+            _put(merged["components"].setdefault(kind, {}), named, kind)
+    merged["paths"] = dict(sorted(merged["paths"].items()))
+    merged["components"] = {
+        kind: dict(sorted(named.items())) for kind, named in sorted(merged["components"].items())
+    }
+    return merged
+
+
+def _put(into: dict[str, Any], named: Mapping[str, Any], where: str) -> None:
+    for name, thing in named.items():
+        if into.setdefault(name, thing) != thing:
+            raise ValueError(f"the services mean different things by {name!r} in {where!r}")
+
+
+def printed(service: str) -> dict[str, Any]:
+    """The document of ``service``, printed by a process of its own: no service is imported here."""
+    program = (
+        "import json, sys; from infra.openapi import document; "
+        f"from {service}.app import api; json.dump(document(api()), sys.stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)  # noqa: S603
+    described: dict[str, Any] = json.loads(done.stdout)
+    return described
+
+
+def main(arguments: list[str]) -> int:
+    """Write the merged document, or with ``--check`` say whether the committed one is up to date."""
+    text = json.dumps(merge([printed(service) for service in SERVICES]), indent=2, ensure_ascii=False) + "\n"
+    if "--check" not in arguments:
+        MERGED.parent.mkdir(exist_ok=True)
+        MERGED.write_text(text, encoding="utf-8")
+        return 0
+    committed = MERGED.read_text(encoding="utf-8") if MERGED.exists() else ""
+    if committed == text:
+        return 0
+    difference = difflib.unified_diff(committed.splitlines(), text.splitlines(), "committed", "now", n=2)
+    sys.stderr.write("\n".join([*list(difference)[:40], "", "openapi.json is stale: run `make openapi`", ""]))
+    return 1
+
+
+# --- Methods of paths -------------------------------------------------------------------------------------
 
 
 @cache
@@ -47,7 +297,7 @@ def _methods() -> list[tuple[re.Pattern[str], frozenset[str]]]:
     return [
         (
             re.compile(re.sub(r"\\{[^/]*?\\}", "[^/]+", re.escape(path))),
-            frozenset(method.upper() for method in item if method in METHODS),
+            frozenset(method.upper() for method in METHODS if method in item),
         )
         for path, item in paths.items()
     ]
@@ -56,3 +306,7 @@ def _methods() -> list[tuple[re.Pattern[str], frozenset[str]]]:
 def methods_at(path: str) -> frozenset[str]:
     """The methods that either API has at ``path``; none where the path is unknown."""
     return frozenset[str]().union(*(methods for pattern, methods in _methods() if pattern.fullmatch(path)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -26,6 +26,7 @@ Slug = Literal[
     "outcome-unknown",
     "overloaded",
     "read-model-behind",
+    "unavailable",
     "unsupported-media-type",
     "version-mismatch",
     "vessel-already-registered",
@@ -129,6 +130,12 @@ CATALOGUE: Mapping[Slug, Kind] = {
         "The read model has not got that far yet",
         "It had not reached the position that was asked for when the time to wait ran out. The event itself "
         "is safe. Repeat after the seconds that Retry-After names.",
+    ),
+    "unavailable": Kind(
+        503,
+        "The service cannot answer at the moment",
+        "The read model's database does not answer, or has as much to do as it can. Repeat after the seconds "
+        "that Retry-After names.",
     ),
     "unsupported-media-type": Kind(
         415,

@@ -1,0 +1,11 @@
+"""``python -m query_api``: answer queries until SIGTERM."""
+
+from infra import logs
+from infra.service import run
+from infra.settings import ApiSettings, load
+from query_api.app import main
+
+if __name__ == "__main__":
+    settings = load(ApiSettings)
+    logs.configure("query_api", settings.log_level)
+    run(main(settings))

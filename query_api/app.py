@@ -1,0 +1,54 @@
+"""The composition root of the query API: the one place where its parts are put together."""
+
+import logging
+
+import psycopg
+from fastapi import FastAPI
+from psycopg_pool import PoolTimeout, TooManyRequests
+from starlette.requests import Request
+from starlette.responses import Response
+
+from infra.problems import Problem, problem_answer
+from infra.service import Service, serve
+from infra.settings import ApiSettings
+from infra.web import instance_of, new_api
+from query_api import documentation, equipment, operations, projection, vessels
+from query_api.read_model import ReadModel
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = (
+    "**Reads** answer from a read model that follows the events: `Event-Position` says how far it had got, "
+    "and `min_position` waits until it has got as far as you need."
+)
+
+
+def api(auth: str = "off") -> FastAPI:
+    """The application, described but not connected: `main` gives it the read model."""
+    app = new_api("FPSO System: reads", DESCRIPTION, "off" if auth == "off" else "on")
+    for module in (vessels, equipment, operations, projection, documentation):
+        app.include_router(module.router)
+    app.mount(documentation.ASSETS_PATH, documentation.assets, name="assets")
+    for error in (psycopg.OperationalError, PoolTimeout, TooManyRequests):
+        app.add_exception_handler(error, _answer_unavailable)
+    return app
+
+
+async def _answer_unavailable(request: Request, error: Exception) -> Response:
+    """The database is down, or has more to do than it can."""
+    log.warning("read model not readable", extra={"cause": str(error).strip()})
+    problem = Problem("unavailable", "The read model cannot be read now.", headers={"Retry-After": "1"})
+    return problem_answer(problem, instance_of(request.scope))
+
+
+async def main(settings: ApiSettings) -> None:
+    """Answer queries until SIGTERM, then finish what is in flight."""
+    service = Service("query_api", settings)
+    app = api(settings.auth)
+    async with (
+        ReadModel(settings.read_model_url, settings.pool_size).connected() as read_model,
+        service.running(),
+    ):
+        app.state.read_model = read_model
+        service.checks["read model"] = read_model.check
+        await serve(app, settings.http_host, settings.http_port, service.stopping, settings.drain_seconds)

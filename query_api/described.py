@@ -1,0 +1,71 @@
+"""How the routes of reads describe themselves in the OpenAPI document."""
+
+from typing import Any
+
+from pydantic import BaseModel, create_model
+
+from infra.openapi import problem_responses, request_headers, response_headers
+from infra.problems import Slug
+
+_EVERY_READ: tuple[Slug, ...] = ("invalid-request", "read-model-behind", "unavailable")
+
+
+def described_single(model: type[BaseModel], missing: Slug) -> dict[str, Any]:
+    """Of a route that answers one resource, or the problem ``missing``."""
+    return {
+        "response_model": model,
+        "openapi_extra": {"parameters": request_headers("If-None-Match")},
+        "responses": {
+            200: {"headers": response_headers("ETag", "Event-Position")},
+            304: {
+                "description": "The client's copy is the current one.",
+                "headers": response_headers("ETag", "Event-Position"),
+            },
+            **problem_responses(missing, *_EVERY_READ),
+        },
+    }
+
+
+def described_list(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
+    """Of a route that answers a list of ``model``, page by page or as a download."""
+    page = create_model(
+        f"{model.__name__}Page",
+        __doc__=f"One page of a list of {model.__name__.lower()}.",
+        items=(list[model], ...),  # type: ignore[valid-type]
+        next_cursor=(str | None, ...),
+    )
+    return {
+        "response_model": page,
+        "openapi_extra": {"parameters": request_headers("Accept")},
+        "responses": {
+            200: {
+                "description": "A page in JSON; as CSV or NDJSON the whole list, streamed, unless `limit` or "
+                "`cursor` asks for a page of it.",
+                "headers": response_headers("Event-Position", "Link", "Vary", "Content-Disposition"),
+                "content": {
+                    "text/csv": {
+                        "schema": {
+                            "type": "string",
+                            "description": "RFC 4180 in UTF-8 with a header row. A cell that a spreadsheet "
+                            "would take for a formula begins with an apostrophe.",
+                        }
+                    },
+                    "application/x-ndjson": {
+                        "schema": {"type": "string", "description": "One item a line, as JSON."}
+                    },
+                },
+            },
+            **problem_responses(*problems, *_EVERY_READ),
+        },
+    }
+
+
+def described_value(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
+    """Of a route that answers something that has no version of its own."""
+    return {
+        "response_model": model,
+        "responses": {
+            200: {"headers": response_headers("Event-Position")},
+            **problem_responses(*problems, *_EVERY_READ),
+        },
+    }

@@ -1,0 +1,165 @@
+"""How far the read model has got, and the epochs of the event store."""
+
+from typing import Annotated, Any, Literal, LiteralString
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from events.values import time_text
+from query_api.described import described_value
+from query_api.formats import document
+from query_api.paging import Reading
+from query_api.read_model import InReadModel
+
+router = APIRouter(prefix="/v1", tags=["projection"])
+
+FOLLOWING_SECONDS = 2.0
+"""A projector that is no further behind follows; a busy one is never quite at the head."""
+SILENT_SECONDS = 10.0
+"""A projector tells the head every second; one that has not for so long does not run."""
+
+
+class StoppedAt(BaseModel):
+    """The event that the projection could not get past."""
+
+    position: int
+    type: str | None
+    cause: str | None
+
+
+class Rebuild(BaseModel):
+    """A read model that is being built beside the live one."""
+
+    position: int
+    target: int
+    percent: float
+    seconds_left: float | None
+
+
+class Projection(BaseModel):
+    """How far the read model has got."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "checkpoint": 1200,
+                    "head": 1200,
+                    "head_observed_at": "2026-03-03T12:00:00.250000Z",
+                    "lag_events": 0,
+                    "lag_seconds": 0.0,
+                    "epoch": 1,
+                    "state": "following",
+                    "stopped_at": None,
+                    "rebuild": None,
+                }
+            ]
+        }
+    )
+
+    checkpoint: Annotated[int, Field(description="The position up to which events are in the tables.")]
+    head: Annotated[int, Field(description="The last position of the event store, as last observed.")]
+    head_observed_at: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    lag_events: Annotated[int, Field(description="Events between checkpoint and head.")]
+    lag_seconds: Annotated[float, Field(description="The age of the oldest of them.")]
+    epoch: int
+    state: Annotated[
+        Literal["following", "catching-up", "stopped"],
+        Field(description="Stopped: at `stopped_at`, or, where that is null, no projector runs."),
+    ]
+    stopped_at: StoppedAt | None
+    rebuild: Rebuild | None
+
+
+class Epoch(BaseModel):
+    """From which position on events belong to it."""
+
+    epoch: int
+    from_position: int
+    opened_at: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class Epochs(BaseModel):
+    """Every epoch so far; a restore from a backup opens the next."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"items": [{"epoch": 1, "from_position": 1, "opened_at": "2026-03-01T08:00:00.000000Z"}]}
+            ]
+        }
+    )
+
+    items: list[Epoch]
+
+
+# The event log has every event and its time. Where it is behind as well, positions stand for events (they
+# may jump, so this is an upper bound) and the age of the last projected event for that of the next.
+PROJECTION: LiteralString = """
+    SELECT tables.position, head.position, head.observed_at, head.epoch,
+           tables.stopped_position, tables.stopped_type, tables.stopped_cause,
+           CASE WHEN tables.position >= head.position THEN 0
+                WHEN log.position >= head.position AND head.position - tables.position <= 100000 THEN (
+                    SELECT count(*) FROM event_log
+                    WHERE event_log.position > tables.position AND event_log.position <= head.position)
+                ELSE head.position - tables.position
+           END,
+           CASE WHEN tables.position >= head.position THEN 0
+                ELSE greatest(0, extract(epoch FROM now() - coalesce(
+                    (SELECT occurred_at FROM event_log WHERE event_log.position > tables.position
+                     ORDER BY event_log.position LIMIT 1),
+                    (SELECT occurred_at FROM event_log WHERE event_log.position <= tables.position
+                     ORDER BY event_log.position DESC LIMIT 1),
+                    head.occurred_at,
+                    now())))
+           END::float8,
+           extract(epoch FROM now() - head.observed_at)::float8
+    FROM checkpoints AS tables, checkpoints AS log, head
+    WHERE tables.name = 'tables' AND log.name = 'event_log'
+"""
+
+EPOCHS: LiteralString = """
+    SELECT checkpoints.position, epochs.epoch, epochs.from_position, epochs.opened_at
+    FROM checkpoints
+    LEFT JOIN LATERAL (SELECT * FROM epochs ORDER BY epoch) AS epochs ON true
+    WHERE checkpoints.name = 'tables'
+"""
+
+
+@router.get("/projection", **described_value(Projection))
+async def get_projection(reading: Annotated[Reading, Query()], read_model: InReadModel) -> Response:
+    """How far the read model has got, and how far behind the event store that is."""
+    row = await read_model.row(PROJECTION, {}, reading.min_position)
+    checkpoint, head, observed_at, epoch, stopped_at, type_, cause, lag_events, lag_seconds, silence = row
+    projection: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "head": head,
+        "head_observed_at": time_text(observed_at),
+        "lag_events": lag_events,
+        "lag_seconds": round(lag_seconds, 3),
+        "epoch": epoch,
+        "state": _state(stopped_at is not None or silence > SILENT_SECONDS, lag_seconds),
+        "stopped_at": None if stopped_at is None else {"position": stopped_at, "type": type_, "cause": cause},
+        "rebuild": None,
+    }
+    return document(to_json(projection), checkpoint)
+
+
+def _state(is_stopped: bool, lag_seconds: float) -> Literal["following", "catching-up", "stopped"]:
+    if is_stopped:
+        return "stopped"
+    return "following" if lag_seconds <= FOLLOWING_SECONDS else "catching-up"
+
+
+@router.get("/epochs", **described_value(Epochs))
+async def list_epochs(reading: Annotated[Reading, Query()], read_model: InReadModel) -> Response:
+    """The epochs of the event store. Order is (epoch, position)."""
+    rows = await read_model.rows(EPOCHS, {}, reading.min_position)
+    items = [
+        {"epoch": epoch, "from_position": from_position, "opened_at": time_text(opened_at)}
+        for _, epoch, from_position, opened_at in rows
+        if epoch is not None
+    ]
+    return document(to_json({"items": items}), rows[0][0])

@@ -1,0 +1,172 @@
+"""The read model as queries see it: read only, one snapshot a query, its position always known."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any, LiteralString
+
+import psycopg
+from fastapi import Depends, Request
+from psycopg import AsyncConnection
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from infra.database import CONNECT_TIMEOUT, Listener
+from infra.problems import Problem
+from query_api.freshness import Freshness
+
+Row = tuple[Any, ...]
+
+STATEMENT_TIMEOUT = 10  # seconds
+DOWNLOAD_WAIT = 5.0  # seconds
+
+_SESSION = (
+    "-c search_path=read_model -c default_transaction_read_only=on -c jit=off "
+    f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
+)
+
+_CHECKPOINT: LiteralString = "SELECT position FROM checkpoints WHERE name = 'tables'"
+
+
+class ReadModel:
+    """Runs queries. The first column of every statement is the checkpoint of the snapshot it saw."""
+
+    def __init__(self, url: str, pool_size: int) -> None:
+        self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
+            url,
+            connection_class=AsyncConnection[Row],
+            kwargs={
+                "autocommit": True,
+                "row_factory": tuple_row,
+                "connect_timeout": CONNECT_TIMEOUT,
+                "application_name": "query_api",
+                "options": _SESSION,
+            },
+            min_size=1,
+            max_size=pool_size,
+            max_waiting=1000,
+            timeout=CONNECT_TIMEOUT,
+            open=False,
+            name="query_api",
+        )
+        self._listener = Listener(url, "read_model", "query_api listener")
+        self._freshness = Freshness(self.checkpoint, self._listener)
+        # Downloads hold a connection for as long as the client reads; half of them stay for everybody else.
+        self._downloads = asyncio.Semaphore(max(1, pool_size // 2))
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator["ReadModel"]:
+        """Hold connections for as long as the context lasts. The database may come up later than we do."""
+        await self._pool.open(wait=False)
+        try:
+            async with self._listener.listening():
+                following = asyncio.create_task(self._freshness.follow(), name="freshness")
+                try:
+                    yield self
+                finally:
+                    following.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await following
+        finally:
+            await self._pool.close(timeout=1)
+
+    async def rows(
+        self, statement: LiteralString, parameters: Mapping[str, Any], min_position: int | None
+    ) -> list[Row]:
+        """All rows of ``statement``, at least one, from a snapshot not older than ``min_position``."""
+        if min_position is None:
+            return await self._fetch(statement, parameters)
+        with self._freshness.waiting(min_position) as waiter:
+            while True:
+                rows = await self._fetch(statement, parameters)
+                if rows[0][0] >= min_position:
+                    return rows
+                await waiter.until_moved(rows[0][0])
+
+    async def row(
+        self, statement: LiteralString, parameters: Mapping[str, Any], min_position: int | None
+    ) -> Row:
+        """The one row of ``statement``."""
+        [row] = await self.rows(statement, parameters, min_position)
+        return row
+
+    @asynccontextmanager
+    async def chunks(
+        self,
+        statement: LiteralString,
+        parameters: Mapping[str, Any],
+        min_position: int | None,
+        chunk_rows: int,
+    ) -> AsyncIterator[AsyncIterator[list[Row]]]:
+        """The rows of ``statement`` in chunks through a cursor: one snapshot, and never all in memory."""
+        if min_position is not None:
+            # Checkpoints never go backwards, so the snapshot of the cursor is not older than this one.
+            await self.row(_CHECKPOINT, {}, min_position)
+        try:
+            async with asyncio.timeout(DOWNLOAD_WAIT):
+                await self._downloads.acquire()
+        except TimeoutError:
+            raise Problem(
+                "unavailable",
+                "As many downloads as there may be at a time are under way.",
+                headers={"Retry-After": "5"},
+            ) from None
+        try:
+            async with (
+                self._pool.connection() as connection,
+                connection.transaction(),
+                connection.cursor(name="download") as cursor,
+            ):
+                await cursor.execute(statement, parameters)
+
+                async def fetched() -> AsyncIterator[list[Row]]:
+                    while chunk := await cursor.fetchmany(chunk_rows):
+                        yield chunk
+
+                yield fetched()
+        finally:
+            self._downloads.release()
+
+    async def checkpoint(self) -> int:
+        """The position up to which the tables have been written."""
+        [(position,)] = await self._fetch(_CHECKPOINT, {})
+        return int(position)
+
+    async def check(self) -> str | None:
+        """Readiness: the database answers, and its tables are there."""
+        try:
+            await self.checkpoint()
+        except psycopg.errors.UndefinedTable:
+            return "the read model has not been migrated"
+        return None
+
+    async def _fetch(self, statement: LiteralString, parameters: Mapping[str, Any]) -> list[Row]:
+        try:
+            return await self._fetch_once(statement, parameters)
+        except _ConnectionLost:
+            # A restart of the database breaks every pooled connection at once, and a query may be repeated.
+            await self._pool.check()
+            return await self._fetch_once(statement, parameters)
+
+    async def _fetch_once(self, statement: LiteralString, parameters: Mapping[str, Any]) -> list[Row]:
+        async with self._pool.connection() as connection:
+            try:
+                cursor = await connection.execute(statement, parameters)
+                return await cursor.fetchall()
+            except psycopg.OperationalError as error:
+                if connection.closed:
+                    raise _ConnectionLost(*error.args) from error
+                raise
+
+
+class _ConnectionLost(psycopg.OperationalError):
+    """The connection broke while the query was under way."""
+
+
+def _of(request: Request) -> ReadModel:
+    read_model: ReadModel = request.app.state.read_model
+    return read_model
+
+
+InReadModel = Annotated[ReadModel, Depends(_of)]
+"""The read model as the parameter of a route."""
