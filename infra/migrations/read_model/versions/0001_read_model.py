@@ -75,8 +75,10 @@ def upgrade() -> None:
             version bigint NOT NULL,
             position bigint NOT NULL
         );
-        CREATE INDEX operations_equipment_idx ON read_model.operations (equipment_code, id);
-        CREATE INDEX operations_vessel_idx ON read_model.operations (vessel_code, performed_at);
+        -- Lists of operations are paged by (performed_at, id), of everything, of a vessel, of a piece of equipment.
+        CREATE INDEX operations_performed_idx ON read_model.operations (performed_at, id);
+        CREATE INDEX operations_equipment_idx ON read_model.operations (equipment_code, performed_at, id);
+        CREATE INDEX operations_vessel_idx ON read_model.operations (vessel_code, performed_at, id);
 
         CREATE TABLE read_model.event_log (
             position bigint PRIMARY KEY,
