@@ -72,8 +72,9 @@ def upgrade() -> None:
             position bigint NOT NULL
         );
         COMMENT ON TABLE event_store.leaders IS
-            'The checkpoint of each process that leads alone. It moves by compare-and-set on the term.';
-        INSERT INTO event_store.leaders VALUES ('relay', 0, 0);
+            'The checkpoint of each process that leads alone. It moves by compare-and-set on the term. ''relay'' has '
+            'been published; ''stream'' is in the stream fpso.events.stream, which is filled anew where it was lost.';
+        INSERT INTO event_store.leaders VALUES ('relay', 0, 0), ('stream', 0, 0);
 
         CREATE TABLE event_store.epochs (
             epoch integer PRIMARY KEY,

@@ -1,0 +1,249 @@
+"""Reading the event store by position: the one place where both chains of positions are worked out.
+
+Positions become visible in order (whoever appends takes the append lock first), so what a reader has seen up
+to a position never changes behind it. Gaps are positions that a rolled-back append has burned.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import tuple_row
+from pydantic_core import from_json
+
+from events.catalogue import EVENT_TYPES, Undecodable, event_of
+from events.event import Event
+from infra.database import Pool, pool_of
+
+log = logging.getLogger(__name__)
+
+ANY_POSITION = 2**63 - 1
+STATEMENT_TIMEOUT = 30  # seconds
+REMEMBERED_ENDS = 4  # of batches; as many readers of different speed may share one Reader
+
+
+class UnreadableEvent(Exception):
+    """What is stored at a position is not an event of this system. No reader may pass over it."""
+
+    def __init__(self, position: int, type_: str, cause: str) -> None:
+        super().__init__(cause)
+        self.position = position
+        self.type = type_
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the event store."""
+
+    position: int
+    """Of the last event, 0 where there is none."""
+    occurred_at: datetime | None
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """From which position an epoch counts."""
+
+    epoch: int
+    from_position: int
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a checkpoint is behind the head."""
+
+    events: int
+    """At most: burned positions are counted too."""
+    seconds: float
+    """The age of the oldest event after the checkpoint, 0 where there is none."""
+
+
+def reading_pool(url: str, size: int, name: str) -> Pool:
+    """A pool, not yet open, for `Reader`."""
+    return pool_of(url, size, name, options=f"-c statement_timeout={STATEMENT_TIMEOUT}s")
+
+
+class Reader:
+    """Reads events in order of position, each with its place in both chains.
+
+    Where a read goes on from where an earlier one ended, that end is remembered and the read is one query;
+    elsewhere the predecessors are looked up. Raises what psycopg raises when the store cannot be read.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._ends: OrderedDict[int, dict[str, int]] = OrderedDict()
+
+    async def after(self, position: int, limit: int, to: int = ANY_POSITION) -> list[Event]:
+        """At most ``limit`` events with a position above ``position`` and not above ``to``.
+
+        Ends before an event that cannot be read; raises `UnreadableEvent` where that is the first.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                rows = await _select_rows(connection, position, limit, to)
+                if not rows:
+                    return []
+                last_of_type = self._ends.pop(position, None)
+                if last_of_type is None:
+                    previous = await _position_before(connection, position)
+                    last_of_type = {}
+                else:
+                    previous = position
+                if unknown := {row[3] for row in rows} - last_of_type.keys():
+                    last_of_type |= await _last_of_types(connection, {*unknown, *EVENT_TYPES}, position)
+        except psycopg.Error:
+            # It may be another store, restored from a backup, that answers next.
+            self._ends.clear()
+            raise
+        return self._chained(rows, previous, last_of_type)
+
+    def _chained(
+        self, rows: Sequence[tuple[Any, ...]], previous: int, last_of_type: dict[str, int]
+    ) -> list[Event]:
+        events: list[Event] = []
+        for position, stream, version, type_, state, epoch in rows:
+            try:
+                event = event_of(
+                    stream,
+                    version,
+                    type_,
+                    state,
+                    position=position,
+                    previous_position=previous,
+                    previous_of_type=last_of_type[type_],
+                    epoch=epoch,
+                )
+            except Undecodable as error:
+                if events:
+                    break
+                raise UnreadableEvent(position, str(type_), str(error)) from error
+            events.append(event)
+            previous = last_of_type[type_] = position
+        self._ends[previous] = last_of_type
+        while len(self._ends) > REMEMBERED_ENDS:
+            self._ends.popitem(last=False)
+        return events
+
+    async def batches(
+        self, position: int, limit: int, to: int = ANY_POSITION
+    ) -> AsyncGenerator[list[Event], None]:
+        """Every event after ``position`` up to ``to`` or the head; the next batch is read meanwhile.
+
+        Raises `UnreadableEvent` after everything before it has been given.
+        """
+        reading = asyncio.create_task(self.after(position, limit, to))
+        try:
+            while events := await reading:
+                reading = asyncio.create_task(self.after(events[-1].position, limit, to))
+                yield events
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError, psycopg.Error, UnreadableEvent):
+                await reading
+
+    async def head(self) -> Head:
+        """The end of the event store now."""
+        async with self._pool.connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(
+                """
+                SELECT notification_id, state,
+                    (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id)
+                FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
+                """
+            )
+            row = await cursor.fetchone()
+            if row is None:
+                return Head(0, None, 1)
+            return Head(row[0], _occurred_at(row[1]), row[2] or 1)
+
+    async def epochs(self) -> list[Epoch]:
+        """Every epoch, oldest first."""
+        async with self._pool.connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(
+                "SELECT epoch, from_position, opened_at FROM event_store.epochs ORDER BY epoch"
+            )
+            return [Epoch(*row) for row in await cursor.fetchall()]
+
+    async def lag(self, position: int, head: Head) -> Lag:
+        """How far ``position`` is behind ``head``."""
+        if position >= head.position:
+            return Lag(0, 0.0)
+        async with self._pool.connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(
+                """
+                SELECT state FROM event_store.stored_events
+                WHERE notification_id > %s ORDER BY notification_id LIMIT 1
+                """,
+                [position],
+            )
+            row = await cursor.fetchone()
+        oldest = _occurred_at(row[0]) if row else None
+        seconds = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
+        return Lag(head.position - position, max(0.0, seconds))
+
+
+async def _select_rows(
+    connection: AsyncConnection[Any], position: int, limit: int, to: int
+) -> list[tuple[Any, ...]]:
+    async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
+        # An epoch is opened before its first event is appended, so its row is seen with the event.
+        await cursor.execute(
+            """
+            SELECT notification_id, originator_id, originator_version, topic, state, coalesce(
+                (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id), 1
+            )
+            FROM event_store.stored_events
+            WHERE notification_id > %s AND notification_id <= %s
+            ORDER BY notification_id LIMIT %s
+            """,
+            [position, to, limit],
+        )
+        return await cursor.fetchall()
+
+
+async def _position_before(connection: AsyncConnection[Any], position: int) -> int:
+    """The position of the last event not above ``position``: of ``position`` itself, or before a gap."""
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(
+            """
+            SELECT notification_id FROM event_store.stored_events
+            WHERE notification_id <= %s ORDER BY notification_id DESC LIMIT 1
+            """,
+            [position],
+        )
+        row = await cursor.fetchone()
+        return int(row[0]) if row else 0
+
+
+async def _last_of_types(
+    connection: AsyncConnection[Any], types: set[str], position: int
+) -> Mapping[str, int]:
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(
+            """
+            SELECT type, coalesce((
+                SELECT notification_id FROM event_store.stored_events
+                WHERE topic = type AND notification_id <= %s ORDER BY notification_id DESC LIMIT 1
+            ), 0)
+            FROM unnest(%s::text[]) AS type
+            """,
+            [position, list(types)],
+        )
+        return dict(await cursor.fetchall())
+
+
+def _occurred_at(state: bytes) -> datetime | None:
+    with suppress(ValueError, KeyError, TypeError):
+        return datetime.fromisoformat(from_json(state)["occurred_at"])
+    return None
