@@ -161,6 +161,6 @@ def test_the_samples_fold_one_after_the_other() -> None:
         assert folded == equipment_after(state, data)  # type: ignore[arg-type]
         state = folded
     assert state is not None
-    assert (state.vessel_code, state.location, state.status) == ("ODIN", "DECK 3", "active")  # type: ignore[union-attr]
+    assert (state.vessel_code, state.location, state.status) == ("ODIN", "DECK 3", "active")
     assert state.version == len(order)
-    assert state.operations["op-1"].voided  # type: ignore[union-attr]
+    assert state.operations["op-1"].voided

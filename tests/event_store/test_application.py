@@ -1,0 +1,53 @@
+"""Loading aggregates: from events, from snapshots, and from snapshots that another fold made."""
+
+import pytest
+from eventsourcing.application import AggregateNotFoundError
+from eventsourcing.persistence import StoredEvent
+
+from command_api.domain.vessel import Vessel
+from events.event import StreamEvent
+from events.vessel import VesselRegistered, VesselRenamed
+from infra.event_store.application import FleetApplication
+from tests.event_store.conftest import an_append, appended
+
+
+def load(application: FleetApplication, stream: str = "vessel/VAL") -> Vessel:
+    return application.repository.get(stream, projector_func=Vessel.from_events)
+
+
+@pytest.fixture
+def vessel(application: FleetApplication) -> Vessel:
+    appended(
+        application.recorder, an_append("vessel/VAL", VesselRegistered(code="VAL"), VesselRenamed(name="x"))
+    )
+    return load(application)
+
+
+def test_an_aggregate_is_loaded_by_the_librarys_repository(vessel: Vessel) -> None:
+    assert (vessel.code, vessel.version, vessel.state.name) == ("VAL", 2, "x")
+
+
+def test_a_stream_without_events_is_not_found(application: FleetApplication) -> None:
+    with pytest.raises(AggregateNotFoundError):
+        load(application, "vessel/NONE")
+
+
+def test_a_snapshot_is_loaded_with_the_events_after_it(application: FleetApplication, vessel: Vessel) -> None:
+    assert application.snapshots is not None
+    application.snapshots.put([StreamEvent("vessel/VAL", 1, vessel.state)])
+    loaded = load(application)
+    assert (loaded.version, loaded.state.name) == (2, "x")
+    assert loaded.state.version == 3  # the snapshot says that it was taken after two events: it was used
+
+
+def test_a_snapshot_of_another_fold_is_ignored(application: FleetApplication, vessel: Vessel) -> None:
+    assert application.snapshots is not None
+    application.snapshots.recorder.insert_events(
+        [StoredEvent("vessel/VAL", 2, "fpso.vessel.snapshot.fold0", b"what another fold made")]
+    )
+    assert load(application).state == vessel.state
+
+
+def test_many_streams_are_loaded_at_once(application: FleetApplication, vessel: Vessel) -> None:
+    found = application.streams(["vessel/NONE", vessel.stream])
+    assert {stream: len(events) for stream, events in found.items()} == {"vessel/VAL": 2}
