@@ -80,7 +80,8 @@ async def leading(
 ) -> AsyncIterator[Leadership]:
     """Wait until this process leads over the checkpoints ``names``, the first of which names the lock.
 
-    ``standing_by`` is called as long as another process leads. The lock is given back at the end. Raises `LeadershipLost` where the database cannot be reached.
+    ``standing_by`` is called every second while another process leads. The lock is given back at the end.
+    Raises `LeadershipLost` where the database cannot be reached.
     """
     try:
         connection = await AsyncConnection.connect(

@@ -12,13 +12,14 @@ def upgrade() -> None:
         CREATE TABLE read_model.checkpoints (
             name text PRIMARY KEY,
             position bigint NOT NULL DEFAULT 0,
+            epoch integer NOT NULL DEFAULT 1,
             stopped_position bigint,
             stopped_type text,
             stopped_cause text
         );
         COMMENT ON TABLE read_model.checkpoints IS
             'Up to which position each projection has been written: ''tables'' (vessels, equipment, operations) and '
-            '''event_log''. Where one has stopped: at which event, and why.';
+            '''event_log''; epoch is that of the last event. Where one has stopped: at which event, and why.';
         INSERT INTO read_model.checkpoints (name) VALUES ('tables'), ('event_log');
 
         CREATE TABLE read_model.head (

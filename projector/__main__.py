@@ -1,0 +1,188 @@
+"""``python -m projector``: write the read model from the events."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+import psycopg
+from prometheus_client import Gauge
+
+from infra import logs, service
+from infra.broker import BrokerSettings
+from infra.database import Listener, Pool
+from infra.event_store.reader import Head, Reader, reading_pool
+from infra.settings import PositiveSeconds, load
+from projector.deliveries import Deliveries
+from projector.event_log import EventLog
+from projector.projection import READ_MODEL_CHANNEL, Tables, writing_pool
+from projector.subscription import Epochs, SharedReads, Subscription
+
+log = logging.getLogger(__name__)
+
+STORE_CHANNEL = "stored_events"
+PROJECTED_CHANNEL = "projected"
+OBSERVE_INTERVAL = 1.0  # seconds
+
+LAG_EVENTS = Gauge("fpso_projector_lag_events", "Events after the projection's checkpoint", ["projection"])
+LAG_SECONDS = Gauge(
+    "fpso_projector_lag_seconds", "Age of the oldest event after the projection's checkpoint", ["projection"]
+)
+
+
+class ProjectorSettings(BrokerSettings):
+    """What the projector needs to know besides."""
+
+    projector_headway_seconds: PositiveSeconds = 30.0
+    """A projection that has events to project and commits none for so long is not ready."""
+
+
+class Projector:
+    """Both projections, what feeds them, and what tells of them."""
+
+    def __init__(self, settings: ProjectorSettings) -> None:
+        self._settings = settings
+        self._store: Pool = reading_pool(settings.database_url, 4, "projector")
+        self._read_model: Pool = writing_pool(settings.read_model_url, 4)
+        self._reader = Reader(self._store)
+        self._epochs = Epochs(self._reader)
+        self._progress = asyncio.Event()
+        reads = SharedReads(self._reader)
+        self.tables, self.event_log = (
+            Subscription(projection, reads, self._epochs, self._progressed)
+            for projection in (Tables(self._read_model), EventLog(self._read_model))
+        )
+        self.subscriptions: Sequence[Subscription] = (self.tables, self.event_log)
+        self._deliveries = (
+            Deliveries(settings.amqp_url, settings, self.subscriptions) if settings.amqp_url else None
+        )
+        self._observation_cause: str | None = "not observed yet"
+
+    def _progressed(self) -> None:
+        self._progress.set()
+        if self._deliveries:
+            self._deliveries.progressed()
+
+    async def databases_check(self) -> str | None:
+        """Why event store or read model cannot be reached, if so."""
+        return self._observation_cause
+
+    async def broker_check(self) -> str | None:
+        """Why the broker delivers nothing, if so: then the event store is followed."""
+        if self._deliveries is None or any(subscription.stop for subscription in self.subscriptions):
+            return None
+        return self._deliveries.cause
+
+    async def headway_check(self, subscription: Subscription) -> str | None:
+        """Why a projection does not get on, if so."""
+        if (stop := subscription.stop) is not None:
+            return f"stopped at position {stop.position} ({stop.type}): {stop.cause}"
+        if subscription.error is not None:
+            return subscription.error
+        idle = time.monotonic() - subscription.projected_at
+        limit = self._settings.projector_headway_seconds
+        return f"nothing projected for {idle:.0f} s" if idle > limit else None
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Project until the process is to stop. What has not been committed by then is rolled back."""
+        async with self._store, self._read_model, asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._wake()),
+                group.create_task(self._observe()),
+                group.create_task(self._tell()),
+                *(group.create_task(subscription.follow()) for subscription in self.subscriptions),
+            ]
+            if self._deliveries:
+                tasks.append(group.create_task(self._deliveries.run()))
+            await stopping.wait()
+            for task in tasks:
+                task.cancel()
+
+    async def _wake(self) -> None:
+        listener = Listener(self._settings.database_url, STORE_CHANNEL, "projector")
+        async with listener.listening():
+            while True:
+                await listener.wait()
+                for subscription in self.subscriptions:
+                    subscription.wake()
+
+    async def _tell(self) -> None:
+        """Send the checkpoint of the tables to whoever waits for it at the event store."""
+        while True:
+            await self._progress.wait()
+            self._progress.clear()
+            try:
+                await _notify(self._store, PROJECTED_CHANNEL, self.tables.checkpoint)
+            except psycopg.Error as error:
+                # It is repeated every second.
+                log.warning("not told", extra={"cause": str(error).strip()})
+
+    async def _observe(self) -> None:
+        """About every second: how far the store is, how far the projections are; tell it to whoever waits."""
+        while True:
+            try:
+                await self._observe_once()
+                self._observation_cause = None
+            except psycopg.Error as error:
+                self._observation_cause = str(error).strip()
+            await asyncio.sleep(OBSERVE_INTERVAL)
+
+    async def _observe_once(self) -> None:
+        head = await self._reader.head()
+        await self._epochs.refresh()
+        checkpoints = await self._write_head(head)
+        for subscription in self.subscriptions:
+            subscription.observe(head.position, checkpoints[subscription.name])
+            lag = await self._reader.lag(checkpoints[subscription.name], head)
+            LAG_EVENTS.labels(subscription.name).set(lag.events)
+            LAG_SECONDS.labels(subscription.name).set(lag.seconds)
+        self._progress.set()
+        await _notify(self._read_model, READ_MODEL_CHANNEL, checkpoints["tables"])
+
+    async def _write_head(self, head: Head) -> dict[str, int]:
+        async with self._read_model.connection() as connection, connection.transaction():
+            # Of several projectors one is enough.
+            await connection.execute(
+                """
+                UPDATE head SET position = %s, occurred_at = %s, epoch = %s, observed_at = clock_timestamp()
+                WHERE observed_at < clock_timestamp() - interval '0.5 seconds' OR position < %s
+                """,
+                [head.position, head.occurred_at, head.epoch, head.position],
+            )
+            await connection.execute(
+                """
+                INSERT INTO epochs (epoch, from_position, opened_at)
+                SELECT * FROM unnest(%s::integer[], %s::bigint[], %s::timestamptz[])
+                ON CONFLICT (epoch) DO NOTHING
+                """,
+                [
+                    [epoch.epoch for epoch in self._epochs.known],
+                    [epoch.from_position for epoch in self._epochs.known],
+                    [epoch.opened_at for epoch in self._epochs.known],
+                ],
+            )
+            cursor = await connection.execute("SELECT name, position FROM checkpoints")
+            return {row["name"]: row["position"] for row in await cursor.fetchall()}
+
+
+async def _notify(pool: Pool, channel: str, checkpoint: int) -> None:
+    async with pool.connection() as connection:
+        await connection.execute("SELECT pg_notify(%s, %s)", [channel, str(checkpoint)])
+
+
+async def main() -> None:
+    """Run the projector until SIGTERM."""
+    settings = load(ProjectorSettings)
+    logs.configure("projector", settings.log_level)
+    process = service.Service("projector", settings)
+    projector = Projector(settings)
+    process.checks["databases"] = projector.databases_check
+    process.checks["broker"] = projector.broker_check
+    process.checks["tables"] = lambda: projector.headway_check(projector.tables)
+    process.checks["event-log"] = lambda: projector.headway_check(projector.event_log)
+    async with process.running():
+        await projector.run(process.stopping)
+
+
+if __name__ == "__main__":
+    service.run(main)

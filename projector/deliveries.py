@@ -1,0 +1,165 @@
+"""What the broker delivers: our events to the subscriptions, anything else to the dead letters.
+
+A delivery is acknowledged when every projection has committed it. While one has stopped, there is no consumer: the queue is bounded, and what falls out of it is fetched from the event store.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiormq.abc import DeliveredMessage
+from prometheus_client import Counter, Gauge
+
+from events.catalogue import Undecodable
+from events.cloudevents import event_of_message
+from infra.broker import (
+    PROJECTOR_QUEUE,
+    BrokerSettings,
+    BrokerUnavailable,
+    Consumption,
+    connected,
+    declare_topology,
+    loss_of,
+)
+from projector.subscription import Subscription
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 4000  # deliveries that are out unacknowledged
+RECONNECT_PAUSE = 0.5  # seconds; doubled with every failure, up to
+RECONNECT_PAUSE_MAX = 5.0  # seconds
+UNSETTLED = 2**63 - 1  # no checkpoint gets there
+
+CONSUMING = Gauge("fpso_projector_consuming", "1 while there is a consumer at the broker")
+SET_ASIDE = Counter("fpso_projector_dead_letters_total", "Deliveries that were not events of this system")
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A delivery that is not acknowledged yet."""
+
+    tag: int
+    position: int
+    """Of its event. It is acknowledged when every checkpoint has got there."""
+
+
+class Deliveries:
+    """The consumer of ``fpso.projector``, made again whenever it is lost."""
+
+    def __init__(
+        self, amqp_url: str, settings: BrokerSettings, subscriptions: Sequence[Subscription]
+    ) -> None:
+        self._amqp_url = amqp_url
+        self._settings = settings
+        self._subscriptions = subscriptions
+        self._unacknowledged: deque[Delivery] = deque()
+        self._foreign: asyncio.Queue[tuple[Delivery, DeliveredMessage, str]] = asyncio.Queue(PREFETCH)
+        self._progress = asyncio.Event()
+        self._failures = 0
+        self.cause: str | None = "not connected yet"
+        """Why there is no connection to the broker, if there is none."""
+
+    def progressed(self) -> None:
+        """A checkpoint has moved, or a projection has stopped."""
+        self._progress.set()
+
+    async def run(self) -> None:
+        """Consume until cancelled."""
+        while True:
+            for subscription in self._subscriptions:
+                await subscription.caught_up.wait()
+            try:
+                await self._consume()
+            except* BrokerUnavailable as errors:
+                self._note_failure(_first(errors))
+            finally:
+                self._release()
+            await asyncio.sleep(min(RECONNECT_PAUSE * 2**self._failures, RECONNECT_PAUSE_MAX))
+
+    async def _consume(self) -> None:
+        """Consume until the connection is lost, the broker cancels the consumer, or a projection stops."""
+        async with connected(self._amqp_url, "fpso projector") as connection:
+            await declare_topology(connection, self._settings)
+            async with Consumption.of(connection, PROJECTOR_QUEUE, PREFETCH, self._receive) as consumption:
+                self._begin()
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(loss_of(connection)),
+                        group.create_task(self._watch(consumption)),
+                        group.create_task(self._set_aside(consumption)),
+                    ]
+                    await self._acknowledge(consumption)
+                    for task in tasks:
+                        task.cancel()
+
+    def _begin(self) -> None:
+        self.cause = None
+        self._failures = 0
+        CONSUMING.set(1)
+        for subscription in self._subscriptions:
+            subscription.is_delivered_to = True
+        log.info("consuming", extra={"queue": PROJECTOR_QUEUE})
+
+    def _release(self) -> None:
+        """From now on the store is followed."""
+        CONSUMING.set(0)
+        self._unacknowledged.clear()
+        while not self._foreign.empty():
+            self._foreign.get_nowait()
+        for subscription in self._subscriptions:
+            subscription.is_delivered_to = False
+            subscription.forget_deliveries()
+            subscription.wake()
+
+    def _note_failure(self, error: BaseException) -> None:
+        if self.cause != str(error):
+            log.warning("broker unavailable, following the event store", extra={"cause": str(error)})
+        self.cause = str(error)
+        self._failures += 1
+
+    def _receive(self, message: DeliveredMessage) -> None:
+        delivery = Delivery(message.delivery_tag or 0, UNSETTLED)
+        self._unacknowledged.append(delivery)
+        try:
+            event = event_of_message(message.header.properties.headers or {}, message.body)
+        except Undecodable as error:
+            self._foreign.put_nowait((delivery, message, str(error)))
+            return
+        delivery.position = event.position
+        for subscription in self._subscriptions:
+            subscription.deliver(event)
+
+    async def _acknowledge(self, consumption: Consumption) -> None:
+        """Acknowledge what has been committed, until a projection stops that the broker feeds."""
+        while not any(subscription.stop for subscription in self._subscriptions):
+            await self._progress.wait()
+            self._progress.clear()
+            checkpoint = min(subscription.checkpoint for subscription in self._subscriptions)
+            tag = 0
+            while self._unacknowledged and self._unacknowledged[0].position <= checkpoint:
+                tag = self._unacknowledged.popleft().tag
+            if tag:
+                await consumption.acknowledge(tag)
+        log.info("consumer cancelled: a projection has stopped")
+
+    async def _watch(self, consumption: Consumption) -> None:
+        await consumption.ended()
+        raise BrokerUnavailable(consumption.cause)
+
+    async def _set_aside(self, consumption: Consumption) -> None:
+        while True:
+            delivery, message, cause = await self._foreign.get()
+            await consumption.set_aside(message, cause)
+            SET_ASIDE.inc()
+            log.warning("set aside", extra={"cause": cause, "routing_key": message.routing_key})
+            delivery.position = 0
+            self._progress.set()
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group: it ended the others."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

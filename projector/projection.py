@@ -1,0 +1,275 @@
+"""Writing a batch of events down: all of it with the checkpoint, in one transaction, or nothing."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg import AsyncConnection
+
+from events.catalogue import DomainEvent, Undecodable, decode
+from events.equipment import (
+    EquipmentEvent,
+    EquipmentRegistered,
+    EquipmentTransferred,
+    OperationRecorded,
+    OperationVoided,
+)
+from events.event import Event
+from events.state import equipment_after, vessel_after
+from events.vessel import VesselEvent
+from infra.database import Pool, pool_of
+from projector.equipment import EquipmentRow, load_equipment, write_equipment
+from projector.operations import OperationRow, load_operations, write_operations
+from projector.vessels import VesselRow, load_vessels, write_vessels
+
+log = logging.getLogger(__name__)
+
+READ_MODEL_CHANNEL = "read_model"
+# A process that was stopped in the middle of a batch must not keep the others from going on.
+SESSION = (
+    "-c search_path=read_model -c lock_timeout=10s -c statement_timeout=60s "
+    "-c idle_in_transaction_session_timeout=10s"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a projection has stopped, and why."""
+
+    position: int
+    type: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a projection has got."""
+
+    position: int
+    epoch: int
+    stop: Stop | None
+
+
+class CheckpointMoved(Exception):
+    """Another process has written these events already, or some of them."""
+
+
+class Unprojectable(Exception):
+    """An event that is one of ours cannot be written down. Nothing of its batch has been."""
+
+    def __init__(self, event: Event, cause: str) -> None:
+        super().__init__(f"{event.id} at position {event.position}: {cause}")
+        self.event = event
+        self.cause = cause
+
+
+def writing_pool(url: str, size: int) -> Pool:
+    """A pool, not yet open, for projections."""
+    return pool_of(url, size, "projector", options=SESSION)
+
+
+class Projection(ABC):
+    """Tables that are written from events, with one checkpoint."""
+
+    name: ClassVar[str]
+    """Of its row in ``checkpoints``."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @abstractmethod
+    async def write(self, connection: AsyncConnection[Any], batch: Sequence[Event]) -> None:
+        """Write ``batch`` in the transaction that stands open. Raises `Unprojectable`."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """How far it has got."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("SELECT * FROM checkpoints WHERE name = %s", [self.name])
+            row = await cursor.fetchone()
+        assert row is not None, "the migration makes a row for each projection"
+        stopped_at = row["stopped_position"]
+        stop = None
+        if stopped_at is not None:
+            stop = Stop(stopped_at, row["stopped_type"], row["stopped_cause"])
+        return Checkpoint(row["position"], row["epoch"], stop)
+
+    async def project(self, batch: Sequence[Event]) -> None:
+        """Apply ``batch`` and move the checkpoint, or do neither.
+
+        Raises `CheckpointMoved`, and `Unprojectable` for the first event that cannot be applied.
+        """
+        try:
+            async with self._pool.connection() as connection, connection.transaction():
+                await self._lock(connection, batch[0].previous_position)
+                await self.write(connection, batch)
+                await connection.execute(
+                    """
+                    UPDATE checkpoints SET position = %s, epoch = %s,
+                        stopped_position = NULL, stopped_type = NULL, stopped_cause = NULL
+                    WHERE name = %s
+                    """,
+                    [batch[-1].position, batch[-1].epoch, self.name],
+                )
+                await connection.execute(
+                    "SELECT pg_notify(%s, position::text) FROM checkpoints WHERE name = 'tables'",
+                    [READ_MODEL_CHANNEL],
+                )
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            await self._find_refused(batch, error)
+
+    async def _lock(self, connection: AsyncConnection[Any], expected: int) -> None:
+        cursor = await connection.execute(
+            "SELECT position FROM checkpoints WHERE name = %s FOR UPDATE", [self.name]
+        )
+        row = await cursor.fetchone()
+        if row is None or row["position"] != expected:
+            raise CheckpointMoved
+
+    async def _find_refused(self, batch: Sequence[Event], error: psycopg.Error) -> None:
+        """The database refuses a value of some event: halve the batch until it is known whose."""
+        if len(batch) == 1:
+            raise Unprojectable(batch[0], f"{type(error).__name__}: {error}".strip()) from error
+        middle = len(batch) // 2
+        await self.project(batch[:middle])
+        await self.project(batch[middle:])
+
+    async def stop(self, stop: Stop, checkpoint: int) -> None:
+        """Record why it does not go on from ``checkpoint``."""
+        async with self._pool.connection() as connection:
+            await connection.execute(
+                """
+                UPDATE checkpoints SET stopped_position = %s, stopped_type = %s, stopped_cause = %s
+                WHERE name = %s AND position = %s
+                """,
+                [stop.position, stop.type, stop.cause, self.name, checkpoint],
+            )
+
+
+class Tables(Projection):
+    """The tables ``vessels``, ``equipment`` and ``operations``."""
+
+    name = "tables"
+
+    async def write(self, connection: AsyncConnection[Any], batch: Sequence[Event]) -> None:
+        """See `Projection`."""
+        models = [_decoded(event) for event in batch]
+        rows = await _load_touched(connection, batch, models)
+        for event, model in zip(batch, models, strict=True):
+            rows.apply(event, model)
+        since = batch[0].position
+        await write_vessels(connection, _changed(rows.vessels.values(), since))
+        await write_equipment(connection, _changed(rows.equipment.values(), since))
+        await write_operations(connection, _changed(rows.operations.values(), since))
+
+
+def _changed(rows: Any, since: int) -> list[Any]:
+    return [row for row in rows if row.position >= since]
+
+
+def _decoded(event: Event) -> DomainEvent:
+    try:
+        return decode(event.type, event.data)
+    except Undecodable as error:
+        raise Unprojectable(event, str(error)) from error
+
+
+async def _load_touched(
+    connection: AsyncConnection[Any], batch: Sequence[Event], models: Sequence[DomainEvent]
+) -> "Rows":
+    vessels: set[str] = set()
+    equipment: set[str] = set()
+    operations: set[str] = set()
+    for event, model in zip(batch, models, strict=True):
+        kind, code = _stream_of(event)
+        (vessels if kind == "vessel" else equipment).add(code)
+        match model:
+            case EquipmentRegistered() | EquipmentTransferred():
+                vessels.add(model.vessel_code)
+            case OperationVoided():
+                operations.add(model.operation_id)
+            case _:
+                pass
+    return Rows(
+        await load_vessels(connection, vessels, equipment),
+        await load_equipment(connection, equipment),
+        await load_operations(connection, operations),
+    )
+
+
+def _stream_of(event: Event) -> tuple[str, str]:
+    kind, _, code = event.stream.partition("/")
+    return kind, code
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows that a batch touches, by code or id."""
+
+    vessels: dict[str, VesselRow]
+    equipment: dict[str, EquipmentRow]
+    operations: dict[str, OperationRow]
+
+    def apply(self, event: Event, model: DomainEvent) -> None:
+        """Fold one event. Raises `Unprojectable`."""
+        kind, code = _stream_of(event)
+        try:
+            if kind == "vessel" and isinstance(model, VesselEvent):
+                self._apply_to_vessel(code, event, model)
+            elif kind == "equipment" and isinstance(model, EquipmentEvent):
+                self._apply_to_equipment(code, event, model)
+            else:
+                raise Unprojectable(event, f"{event.type} does not belong in the stream {event.stream}")
+        except (AssertionError, LookupError, ValueError, TypeError) as error:
+            # Whatever the fold says about it, it is this event that cannot be folded.
+            raise Unprojectable(event, f"{type(error).__name__}: {error}".strip(": ")) from error
+
+    def _apply_to_vessel(self, code: str, event: Event, model: VesselEvent) -> None:
+        row = self.vessels.get(code)
+        _check_version(event, row.state.version if row else 0)
+        if row is None:
+            self.vessels[code] = VesselRow(code, vessel_after(None, model), event.position)
+        else:
+            row.state, row.position = vessel_after(row.state, model), event.position
+
+    def _apply_to_equipment(self, code: str, event: Event, model: EquipmentEvent) -> None:
+        row = self.equipment.get(code)
+        before = row.state if row else None
+        _check_version(event, before.version if before else 0)
+        if before and isinstance(model, OperationVoided):
+            # A fold is given the one operation that it needs; an equipment's many stay in their table.
+            recorded = self.operations[model.operation_id].operation
+            before = replace(before, operations={model.operation_id: recorded})
+        if isinstance(model, OperationRecorded) and model.operation_id in self.operations:
+            raise ValueError(f"operation {model.operation_id!r} was recorded before")
+        after = equipment_after(before, model)
+        if after.operations:
+            for id_, operation in after.operations.items():
+                known = self.operations.get(id_)
+                is_new = known is None or known.is_new
+                self.operations[id_] = OperationRow(id_, code, operation, event.position, is_new)
+            after = replace(after, operations={})
+        self._count(event, (before.vessel_code, before.status) if before else None, after)
+        if row is None:
+            self.equipment[code] = EquipmentRow(code, after, event.position, is_new=True)
+        else:
+            row.state, row.position = after, event.position
+
+    def _count(self, event: Event, before: tuple[str, str] | None, after: Any) -> None:
+        if before == (after.vessel_code, after.status):
+            return
+        if before is not None:
+            self._vessel(before[0]).count(before[1], -1, event.position)
+        self._vessel(after.vessel_code).count(after.status, 1, event.position)
+
+    def _vessel(self, code: str) -> VesselRow:
+        if (row := self.vessels.get(code)) is None:
+            raise LookupError(f"vessel {code!r} is not registered")
+        return row
+
+
+def _check_version(event: Event, version: int) -> None:
+    if event.version != version + 1:
+        raise ValueError(f"version {version + 1} of {event.stream} was expected, not {event.version}")

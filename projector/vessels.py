@@ -1,0 +1,78 @@
+"""The table ``vessels``: which rows a state becomes."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.rows import tuple_row
+
+from events.state import VesselState
+
+
+@dataclass(slots=True)
+class VesselRow:
+    """A vessel and the counts of its equipment."""
+
+    code: str
+    state: VesselState
+    position: int
+    """Of the last change, that of the counts included."""
+    active: int = 0
+    inactive: int = 0
+
+    def count(self, status: str, step: int, position: int) -> None:
+        """One more, or one less, piece of equipment of this status."""
+        if status == "active":
+            self.active += step
+        else:
+            self.inactive += step
+        self.position = position
+
+
+async def load_vessels(
+    connection: AsyncConnection[Any], codes: Collection[str], equipment_codes: Collection[str]
+) -> dict[str, VesselRow]:
+    """These vessels, and those that these pieces of equipment are on."""
+    async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
+        await cursor.execute(
+            """
+            SELECT code, name, status, version, position, active, inactive FROM vessels
+            WHERE code IN (
+                SELECT unnest(%s::text[])
+                UNION SELECT vessel_code FROM equipment WHERE code = ANY(%s)
+            )
+            """,
+            [list(codes), list(equipment_codes)],
+        )
+        return {
+            code: VesselRow(code, VesselState(name, status, version), position, active, inactive)
+            for code, name, status, version, position, active, inactive in await cursor.fetchall()
+        }
+
+
+async def write_vessels(connection: AsyncConnection[Any], rows: Collection[VesselRow]) -> None:
+    """Insert or update ``rows``, in one statement."""
+    if not rows:
+        return
+    await connection.execute(
+        """
+        INSERT INTO vessels (code, name, status, active, inactive, version, position)
+        SELECT * FROM unnest(
+            %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::bigint[], %s::bigint[]
+        )
+        ON CONFLICT (code) DO UPDATE SET (name, status, active, inactive, version, position) = (
+            excluded.name, excluded.status, excluded.active, excluded.inactive, excluded.version,
+            excluded.position
+        )
+        """,
+        [
+            [row.code for row in rows],
+            [row.state.name for row in rows],
+            [row.state.status for row in rows],
+            [row.active for row in rows],
+            [row.inactive for row in rows],
+            [row.state.version for row in rows],
+            [row.position for row in rows],
+        ],
+    )
