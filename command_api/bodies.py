@@ -55,13 +55,13 @@ async def pieces_of(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
                 yield piece
         else:
             return
-        await drain(request)
+        await _drain(request)
     except ClientDisconnect:
         raise invalid("", "the body is not whole") from None
     raise Problem("body-too-large", f"the body has more than {max_bytes} bytes", max_bytes=max_bytes)
 
 
-async def drain(request: Request) -> None:
+async def _drain(request: Request) -> None:
     """Read on, within bounds, so that the sender gets to hear the answer."""
     size = 0
     async for piece in request.stream():

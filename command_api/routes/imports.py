@@ -1,15 +1,16 @@
 """The import of a file of equipment: HTTP -> rows -> command -> answer."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from command_api.bodies import FILES, IMPORT_MAX_BYTES, check_content_type, content_type_of, drain, pieces_of
+from command_api.bodies import FILES, IMPORT_MAX_BYTES, check_content_type, content_type_of, pieces_of
 from command_api.commands import ImportEquipment
 from command_api.dispatcher import RETRY_AFTER, Dispatcher
 from command_api.headers import check_no_if_match, command_headers
@@ -67,20 +68,23 @@ async def _read(request: Request, fingerprint: Fingerprint, content_type: str) -
     if slots.locked():
         raise Problem("overloaded", "other imports are being read; nothing was changed", headers=RETRY_AFTER)
     async with slots:
-        lines = decoded_lines(_pieces(request, fingerprint))
+        pieces = pieces_of(request, IMPORT_MAX_BYTES)
+        lines = decoded_lines(_from_thread(pieces, fingerprint))
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, READERS[content_type], lines)
         except Problem:
-            await drain(request)
+            # A sender that is cut off while it sends never sees the answer.
+            with suppress(Problem):
+                async for _ in pieces:
+                    continue
             raise
         except TimeoutError:
             raise invalid("", f"nothing of the body came for {PIECE_TIMEOUT:g} s") from None
 
 
-def _pieces(request: Request, fingerprint: Fingerprint) -> Callable[[], bytes]:
+def _from_thread(pieces: AsyncIterator[bytes], fingerprint: Fingerprint) -> Callable[[], bytes]:
     """A function that a thread calls for the next piece of the body; the event loop receives it."""
     loop = asyncio.get_running_loop()
-    pieces = pieces_of(request, IMPORT_MAX_BYTES)
 
     async def receive() -> bytes:
         async with asyncio.timeout(PIECE_TIMEOUT):
