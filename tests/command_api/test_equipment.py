@@ -63,13 +63,14 @@ async def test_a_merge_patch_changes_what_it_names(api: httpx.AsyncClient, equip
     changed = await api.patch(equipment, json=patch)
     assert changed.json()["attributes"] == {"range": "0-10"}
     assert (changed.json()["name"], changed.json()["location"]) == ("Level switch", "DECK 2")
-    for nothing in (
+    nothings: list[dict[str, object]] = [
         {},
         {"location": "DECK 2"},
         {"attributes": {}},
         {"attributes": {"maker": None}},
         {"reason": "x"},
-    ):
+    ]
+    for nothing in nothings:
         same = await api.patch(equipment, json=nothing)
         assert (same.status_code, same.json()) == (200, changed.json())
 
