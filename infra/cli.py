@@ -464,4 +464,4 @@ def _console(file: IO[Any] | None = None) -> Console:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="fpso")
