@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from eventsourcing.persistence import PersistenceError
 from prometheus_client import Histogram
 from starlette.responses import Response
 
@@ -122,6 +123,12 @@ class Dispatcher:
             outcome = "overloaded"
             detail = "The command was not carried out."
             raise Problem("overloaded", detail, headers=RETRY_AFTER) from None
+        except PersistenceError as error:
+            # Recording tells its own outcome; this was reading, before anything was to be recorded.
+            log.warning("event store out of reach", extra={"cause": str(error).strip()})
+            outcome = "overloaded"
+            detail = "The event store does not answer. The command was not carried out."
+            raise Problem("overloaded", detail, headers=RETRY_AFTER) from None
         except OutcomeUnknown:
             outcome = "outcome-unknown"
             detail = "The event store stopped answering during the commit."
@@ -131,9 +138,6 @@ class Dispatcher:
             raise
         finally:
             COMMAND_SECONDS.labels(type(command).__name__, outcome).observe(time.perf_counter() - started)
-        log.debug(
-            "command", extra={"command": type(command).__name__, "outcome": outcome, **_position(answer)}
-        )
         headers = dict(answer.headers)
         if is_replay:
             headers["Idempotency-Replayed"] = "true"
@@ -151,7 +155,7 @@ class Dispatcher:
         give_up_at = time.monotonic() + GIVE_UP_SECONDS
         is_fresh = False
         while time.monotonic() < give_up_at:
-            append = Append([], idempotency_key=key)
+            append = Append([], idempotency_key=key, correlation_id=self.headers.correlation_id)
             store = EventStore(
                 self.commands.streams, is_fresh, self.headers.if_match, self.headers.metadata(append.id)
             )
@@ -228,7 +232,3 @@ def _problem_of(refusal: Exception) -> Problem:
             return refusal
         case _:
             raise refusal
-
-
-def _position(answer: Answer) -> Mapping[str, int]:
-    return {"position": int(answer.headers["Event-Position"])}

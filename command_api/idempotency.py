@@ -52,16 +52,16 @@ class InFlight:
         if key is None:
             yield
             return
-        while (first := self._done.get((actor, key))) is not None:
-            try:
-                async with asyncio.timeout(WAIT_FOR_FIRST_SECONDS):
+        try:
+            async with asyncio.timeout(WAIT_FOR_FIRST_SECONDS):
+                while (first := self._done.get((actor, key))) is not None:
                     await first.wait()
-            except TimeoutError:
-                raise Problem(
-                    "idempotency-key-in-use",
-                    f"the first request with the key {key} is still being worked on",
-                    headers={"Retry-After": "1"},
-                ) from None
+        except TimeoutError:
+            raise Problem(
+                "idempotency-key-in-use",
+                f"the first request with the key {key} is still being worked on",
+                headers={"Retry-After": "1"},
+            ) from None
         self._done[actor, key] = done = asyncio.Event()
         try:
             yield

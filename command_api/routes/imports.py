@@ -18,7 +18,7 @@ from command_api.idempotency import Fingerprint
 from command_api.resources import ImportedResource, imported_answer
 from command_api.routes.documentation import changes_many
 from command_api.rows import READERS, Rows, decoded_lines
-from infra.problems import Problem, invalid
+from infra.problems import Problem, invalid, pointer_of
 from infra.web import PathCode
 
 IMPORTS_MAX = 2
@@ -48,6 +48,8 @@ async def import_equipment(
     code: PathCode, request: Request, on_error: Literal["reject", "skip"] = "reject"
 ) -> Response:
     """Register a file of equipment on a vessel: all of it, or with `on_error=skip` the good rows."""
+    for name in request.query_params.keys() - {"on_error"}:
+        raise invalid(pointer_of(("query", name)), "there is no such parameter")
     check_content_type(request, FILES)
     content_type = content_type_of(request)
     if content_type not in READERS:

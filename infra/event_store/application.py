@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 SCHEMA = "event_store"
 STORE_CHANNEL = "stored_events"
 """NOTIFY wakes whoever follows the store; it carries nothing."""
+POOL_TIMEOUT = 1.0
+"""Seconds to wait for a connection. There is one for every thread, so only a database out of reach takes as
+long; the library then tries ten times."""
 LOCK_TIMEOUT = 5  # seconds; so that a stopped process cannot stop the others
 IDLE_IN_TRANSACTION_TIMEOUT = 5  # seconds
 TRANSACTION_TIMEOUT = 60  # seconds; an import of 100,000 rows takes a few
@@ -37,7 +40,7 @@ class Datastore(PostgresDatastore):
             port="",
             user="",
             password="",
-            connect_timeout=CONNECT_TIMEOUT,
+            connect_timeout=POOL_TIMEOUT,
             pool_size=1,
             max_overflow=pool_size - 1,
             max_waiting=1000,

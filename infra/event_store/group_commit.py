@@ -17,7 +17,7 @@ from eventsourcing.persistence import IntegrityError, InterfaceError, Operationa
 from prometheus_client import Counter, Gauge, Histogram
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Outcome, Recorder
+from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Outcome, Recorder, Recording
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ class GroupCommit:
             for waiting in batch:
                 assert waiting.append.outcome is not None
                 _finish(waiting, waiting.append.outcome)
+            _log_recorded(appends)
         BATCH_SECONDS.observe(time.perf_counter() - started)
         BATCH_EVENTS.observe(sum(len(append.events) for append in appends))
 
@@ -187,6 +188,19 @@ def _is_known_to_have_failed(error: PersistenceError) -> bool:
         return True
     sqlstate = getattr(cause, "sqlstate", None) or "57"
     return not sqlstate.startswith(("08", "57"))  # a lost connection, a server that is going down
+
+
+def _log_recorded(appends: Sequence[Append]) -> None:
+    recorded = [append for append in appends if append.events and isinstance(append.outcome, Recording)]
+    if recorded and log.isEnabledFor(logging.INFO):
+        facts = {
+            "position": max(
+                append.outcome.position for append in recorded if isinstance(append.outcome, Recording)
+            ),
+            "events": sum(len(append.events) for append in recorded),
+            "correlation_ids": [append.correlation_id for append in recorded],
+        }
+        log.info("recorded", extra=facts)
 
 
 def _conflict_of(append: Append) -> Conflict:

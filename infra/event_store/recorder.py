@@ -98,6 +98,8 @@ class Append:
     """The answer to keep under the key; it may name the position and the time."""
     settled: Recording | None = None
     """Of a command that changes nothing: where what it found was recorded. It may still keep its answer."""
+    correlation_id: str = ""
+    """Of the command, for the log."""
     id: str = field(default_factory=lambda: uuid4().hex[:16])
     """Random, stored with the events: recognises them when the answer to a commit was lost."""
     outcome: Outcome | None = None
