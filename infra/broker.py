@@ -267,7 +267,7 @@ def _publish_cause(event: Event, error: Exception) -> str:
     where = f"at position {event.position}"
     match error:
         case TimeoutError():
-            return f"no confirm within {PUBLISH_TIMEOUT:g} s {where}"
+            return f"no confirm in time {where}"
         case PublishError():
             # The stream is always bound: somebody has removed it, or its binding.
             return f"no queue is bound to receive what was published {where}"
@@ -280,14 +280,17 @@ def _publish_cause(event: Event, error: Exception) -> str:
 class Publisher:
     """Publishes events on one channel: in order, persistent, confirmed, and never to nobody."""
 
-    def __init__(self, channel: Underlay) -> None:
+    def __init__(self, channel: Underlay, timeout_seconds: float) -> None:
         self._channel = channel
+        self._timeout_seconds = timeout_seconds
 
     @classmethod
-    async def on(cls, connection: AbstractConnection) -> "Publisher":
+    async def on(
+        cls, connection: AbstractConnection, timeout_seconds: float = PUBLISH_TIMEOUT
+    ) -> "Publisher":
         """A publisher on a channel of its own."""
         channel = await _channel(connection)
-        return cls(await _underlay(channel))
+        return cls(await _underlay(channel), timeout_seconds)
 
     def publish(self, events: Sequence[Event], exchange: str = EVENTS_EXCHANGE) -> Window:
         """Hand over ``events``, in order and after those of every earlier call.
@@ -309,7 +312,7 @@ class Publisher:
                     headers={**headers_of(event)},
                 ),
                 mandatory=True,
-                timeout=PUBLISH_TIMEOUT,
+                timeout=self._timeout_seconds,
                 wait=False,
             )
         except (AMQPError, OSError, RuntimeError) as error:

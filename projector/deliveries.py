@@ -1,6 +1,7 @@
 """What the broker delivers: our events to the subscriptions, anything else to the dead letters.
 
-A delivery is acknowledged when every projection has committed it. While one has stopped, there is no consumer: the queue is bounded, and what falls out of it is fetched from the event store.
+A delivery is acknowledged when every projection has committed it. While one of them has stopped there is no
+consumer: the queue is bounded, and what falls out of it is fetched from the event store.
 """
 
 import asyncio

@@ -1,0 +1,245 @@
+"""The broker as relay and projector use it: topology, confirms in order, limits, exclusive queues."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import DeliveredMessage
+
+from events.cloudevents import event_of_message
+from events.event import Event, Metadata
+from infra.broker import (
+    DEAD_LETTER_QUEUE,
+    EVENTS_EXCHANGE,
+    PROJECTOR_QUEUE,
+    RELAY_QUEUE,
+    STREAM_QUEUE,
+    BrokerSettings,
+    BrokerUnavailable,
+    Consumption,
+    ExclusiveElsewhere,
+    Publisher,
+    PublishFailed,
+    bind_stream,
+    connected,
+    declare_stream,
+    declare_topology,
+    filling_stream,
+    hold_exclusively,
+    loss_of,
+    stream_exists,
+)
+from tests.broker.proxy import proxy_before
+
+SETTINGS = BrokerSettings(database_url="postgresql:///unused")
+
+
+@pytest.fixture
+async def connection(broker_url: str) -> AsyncIterator[AbstractConnection]:
+    async with connected(broker_url, "test") as connection:
+        yield connection
+
+
+def an_event(position: int) -> Event:
+    return Event(
+        stream="equipment/23-LSHH-96138 (2)",
+        version=position,
+        position=position,
+        previous_position=position - 1,
+        previous_of_type=position - 1,
+        epoch=1,
+        type="fpso.equipment.updated.v1",
+        occurred_at=datetime(2024, 5, 1, tzinfo=UTC) + timedelta(microseconds=position),
+        metadata=Metadata("tester", "unauthenticated", "correlation-1"),
+        data={"name": f"Füllstand {position}"},
+    )
+
+
+def events(first: int, last: int) -> list[Event]:
+    return [an_event(position) for position in range(first, last + 1)]
+
+
+async def everything_ready(connection: AbstractConnection) -> Publisher:
+    await declare_topology(connection, SETTINGS)
+    await declare_stream(connection, SETTINGS)
+    await bind_stream(connection)
+    return await Publisher.on(connection)
+
+
+async def received(connection: AbstractConnection, queue: str, count: int) -> list[DeliveredMessage]:
+    """The first ``count`` deliveries from a queue, acknowledged."""
+    messages: list[DeliveredMessage] = []
+    enough = asyncio.Event()
+
+    def receive(message: DeliveredMessage) -> None:
+        messages.append(message)
+        if len(messages) >= count:
+            enough.set()
+
+    async with asyncio.timeout(15), Consumption.of(connection, queue, 1000, receive) as consumption:
+        await enough.wait()
+        await consumption.acknowledge(messages[-1].delivery_tag or 0)
+    return messages
+
+
+async def test_the_topology_can_be_declared_again(connection: AbstractConnection) -> None:
+    assert not await stream_exists(connection)
+    await everything_ready(connection)
+    await everything_ready(connection)
+    assert await stream_exists(connection)
+
+
+async def test_queues_with_other_arguments_are_used_as_they_are(connection: AbstractConnection) -> None:
+    await everything_ready(connection)
+    other = BrokerSettings(
+        database_url="postgresql:///unused", projector_queue_max_messages=5, stream_max_age="1h"
+    )
+    await declare_topology(connection, other)
+    await declare_stream(connection, other)
+
+
+async def test_an_event_arrives_as_it_was_stored(connection: AbstractConnection) -> None:
+    publisher = await everything_ready(connection)
+    await publisher.publish(events(1, 1)).confirmed()
+    [message] = await received(connection, PROJECTOR_QUEUE, 1)
+    properties = message.header.properties
+    assert event_of_message(properties.headers or {}, message.body) == an_event(1)
+    assert message.routing_key == "fpso.equipment.updated.v1"
+    assert message.exchange == EVENTS_EXCHANGE
+    assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
+    assert properties.message_id == "equipment/23-LSHH-96138 (2)/1"
+
+
+async def test_windows_keep_the_order(connection: AbstractConnection) -> None:
+    publisher = await everything_ready(connection)
+    windows = [publisher.publish(events(first, first + 99)) for first in range(1, 1000, 100)]
+    for window in windows:
+        await window.confirmed()
+    messages = await received(connection, PROJECTOR_QUEUE, 1000)
+    positions = [(message.header.properties.headers or {})["cloudEvents_position"] for message in messages]
+    assert positions == list(range(1, 1001))
+
+
+async def test_what_nobody_gets_was_not_published(connection: AbstractConnection) -> None:
+    publisher = await everything_ready(connection)
+    async with connection.channel() as channel:
+        for name in (STREAM_QUEUE, PROJECTOR_QUEUE):
+            queue = await channel.get_queue(name, ensure=False)
+            await queue.unbind(EVENTS_EXCHANGE, "#")
+    with pytest.raises(PublishFailed, match=r"no queue is bound .* at position 1") as raised:
+        await publisher.publish(events(1, 3)).confirmed()
+    assert raised.value.confirmed == 0
+
+
+async def test_a_full_projector_queue_keeps_nobody_from_publishing(connection: AbstractConnection) -> None:
+    await declare_topology(
+        connection, BrokerSettings(database_url="postgresql:///unused", projector_queue_max_messages=10)
+    )
+    publisher = await everything_ready(connection)
+    await publisher.publish(events(1, 50)).confirmed()
+    [message] = (await received(connection, PROJECTOR_QUEUE, 10))[-1:]
+    assert (message.header.properties.headers or {})["cloudEvents_position"] == 50, "the oldest went"
+
+
+async def test_every_publish_has_a_time_limit(broker_url: str) -> None:
+    async with proxy_before(broker_url) as (proxy, url), connected(url, "test") as connection:
+        await everything_ready(connection)
+        publisher = await Publisher.on(connection, timeout_seconds=0.5)
+        await publisher.publish(events(1, 2)).confirmed()
+        proxy.freeze()
+        with pytest.raises(PublishFailed, match="no confirm in time at position 3"):
+            async with asyncio.timeout(5):
+                await publisher.publish(events(3, 2000)).confirmed()
+
+
+async def test_only_what_is_confirmed_without_a_hole_counts(broker_url: str) -> None:
+    async with (
+        proxy_before(broker_url) as (proxy, url),
+        connected(url, "test") as connection,
+        connected(broker_url, "test") as direct,
+    ):
+        await everything_ready(connection)
+        publisher = await Publisher.on(connection, timeout_seconds=3)
+        proxy.freeze_after(20_000)
+        with pytest.raises(PublishFailed) as raised:
+            await publisher.publish(events(1, 100)).confirmed()
+        proxy.cut()
+        arrived = await received(direct, PROJECTOR_QUEUE, max(1, raised.value.confirmed))
+        assert raised.value.confirmed <= len(arrived) < 100
+
+
+async def test_a_lost_connection_is_noticed(broker_url: str) -> None:
+    async with proxy_before(broker_url) as (proxy, url), connected(url, "test") as connection:
+        watching = asyncio.create_task(loss_of(connection))
+        await asyncio.sleep(0)
+        proxy.cut()
+        with pytest.raises(BrokerUnavailable, match="lost"):
+            async with asyncio.timeout(10):
+                await watching
+
+
+async def test_a_broker_that_is_not_there_is_unavailable(broker_url: str) -> None:
+    async with proxy_before(broker_url) as (proxy, url):
+        proxy.cut()
+        with pytest.raises(BrokerUnavailable):
+            async with connected(url, "test"):
+                pass
+
+
+async def test_an_unavailable_broker_is_never_named_with_its_password() -> None:
+    with pytest.raises(BrokerUnavailable) as raised:
+        async with connected("amqp://user:secret@127.0.0.1:1/", "test"):
+            pass
+    assert "secret" not in str(raised.value)
+
+
+async def test_an_exclusive_queue_belongs_to_one_connection(broker_url: str) -> None:
+    async with connected(broker_url, "second") as second:
+        async with connected(broker_url, "first") as first:
+            await hold_exclusively(first, RELAY_QUEUE)
+            with pytest.raises(ExclusiveElsewhere):
+                await hold_exclusively(second, RELAY_QUEUE)
+        await hold_exclusively(second, RELAY_QUEUE)
+
+
+async def test_the_stream_can_be_filled_alone(connection: AbstractConnection) -> None:
+    publisher = await everything_ready(connection)
+    async with filling_stream(connection) as exchange:
+        await publisher.publish(events(1, 5), exchange).confirmed()
+    async with connection.channel() as channel:
+        queue = await channel.declare_queue(PROJECTOR_QUEUE, passive=True)
+        assert queue.declaration_result.message_count == 0
+
+
+async def test_a_consumer_that_the_broker_cancels_ends(connection: AbstractConnection) -> None:
+    await everything_ready(connection)
+    async with Consumption.of(connection, PROJECTOR_QUEUE, 10, lambda _: None) as consumption:
+        async with connection.channel() as channel:
+            queue = await channel.get_queue(PROJECTOR_QUEUE, ensure=False)
+            await queue.unbind(EVENTS_EXCHANGE, "#")
+            underlay = await channel.get_underlay_channel()
+            await underlay.queue_delete(PROJECTOR_QUEUE)
+        async with asyncio.timeout(10):
+            await consumption.ended()
+        assert "cancelled" in consumption.cause
+
+
+async def test_what_is_set_aside_says_why(connection: AbstractConnection) -> None:
+    publisher_channel = await connection.channel()
+    await everything_ready(connection)
+    exchange = await publisher_channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+    await exchange.publish(aio_pika.Message(b"who am I", headers={"mine": "yes"}), "some.key")
+    arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+    async with Consumption.of(connection, PROJECTOR_QUEUE, 10, arrived.put_nowait) as consumption:
+        async with asyncio.timeout(10):
+            await consumption.set_aside(await arrived.get(), "not an event of this system")
+    [message] = await received(connection, DEAD_LETTER_QUEUE, 1)
+    headers = message.header.properties.headers or {}
+    assert message.body == b"who am I"
+    assert headers["mine"] == "yes"
+    assert headers["x-fpso-cause"] == "not an event of this system"
+    assert headers["x-fpso-exchange"] == EVENTS_EXCHANGE
+    assert headers["x-fpso-routing-key"] == "some.key"
