@@ -24,7 +24,7 @@ MERGED = Path(__file__).parent.parent / "query_api" / "static" / "openapi.json"
 """The committed document of both APIs."""
 
 SERVICES = ("command_api", "query_api")
-"""Packages whose ``app.api()`` is an application without anything behind it, good for being described."""
+"""Packages whose ``app.create_app()`` is an application with nothing behind it, to be described."""
 
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 
@@ -36,11 +36,12 @@ REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"type": "string", "examples": ["application/json", "text/csv"]},
     ),
     "Idempotency-Key": (
-        "The same key from the same actor with the same request gives the first answer again, for 7 days.",
-        {"type": "string", "minLength": 1, "maxLength": 255, "examples": ["9f1c4a52"]},
+        "Makes repeating safe: the same key from the same actor with the same request gives the first answer "
+        "again, for 7 days.",
+        {"type": "string", "minLength": 1, "maxLength": 255, "examples": ["5f2b7c1e-import-2026-03-03"]},
     ),
     "If-Match": (
-        "The version that the command is meant for, as `ETag` gives it, or `*`.",
+        "The version that the resource must have, as its ETag said; `*` any. Weak tags never match.",
         {"type": "string", "examples": ['"3"', "*"]},
     ),
     "If-None-Match": (
@@ -48,17 +49,25 @@ REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"type": "string", "examples": ['"3"']},
     ),
     "Prefer": (
-        "`wait=<seconds>` (RFC 7240), at most 10: answer after the read model holds the events.",
+        "`wait=<seconds>` (RFC 7240, at most 10): answer after the read model holds the events. When the time "
+        "runs out the answer is the same, without Preference-Applied.",
         {"type": "string", "examples": ["wait=5"]},
     ),
     "X-Actor": (
-        "Without access control: who gives the command. An opaque subject, no personal data.",
-        {"type": "string", "default": "anonymous", "examples": ["operator-7"]},
+        "Who gives the command, while access control is off: an opaque subject, never personal data.",
+        {"type": "string", "minLength": 1, "maxLength": 128, "examples": ["maintenance-planning"]},
     ),
     "X-Correlation-ID": (
-        "What belongs together: echoed, logged and stored with events; made where it is missing.",
-        {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[\\x21-\\x7e]+$"},
+        "Shared by all that belongs to one business transaction. Generated where missing, echoed always.",
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 128,
+            "pattern": "^[!-~]+$",
+            "examples": ["work-order-4711"],
+        },
     ),
+    "traceparent": ("W3C Trace Context; stored with the events.", {"type": "string"}),
 }
 
 RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -72,7 +81,8 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"type": "string", "examples": ['"3"']},
     ),
     "Event-Position": (
-        "Of a command: the position of its last event. Of a read: the position that it has seen.",
+        "Of a command: the position of its last event; give it to a query as `min_position` to read your "
+        "write. Of a query: the position that it has seen.",
         _POSITION,
     ),
     "Idempotency-Replayed": (
@@ -156,7 +166,7 @@ def problem_responses(*slugs: Slug) -> dict[int | str, dict[str, Any]]:
             },
         )
         examples = response["content"][MEDIA_TYPE]["examples"]
-        examples[slug] = {"summary": kind.title, "value": _example(slug)}
+        examples[slug] = {"$ref": f"#/components/examples/{slug}"}
         response["description"] = "; ".join(f"`{name}`" for name in examples)
     return responses
 
@@ -168,7 +178,7 @@ def _example(slug: Slug) -> dict[str, Any]:
         "title": kind.title,
         "status": kind.status,
         "detail": f"{kind.title}.",
-        "instance": "/v1/…",
+        "instance": "/v1/equipment/23-KA-9101",
         **_EXAMPLE_MEMBERS.get(slug, {}),
     }
 
@@ -183,6 +193,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     )
     components = described.setdefault("components", {})
     components.setdefault("schemas", {})["Problem"] = PROBLEM_SCHEMA
+    components["examples"] = {
+        slug: {"summary": kind.title, "value": _example(slug)} for slug, kind in CATALOGUE.items()
+    }
     components["parameters"] = {
         name: {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
         for name, (text, schema) in REQUEST_HEADERS.items()
@@ -203,15 +216,23 @@ def _operations(described: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _complete(operation: dict[str, Any]) -> None:
-    parameters = operation.setdefault("parameters", [])
+    """Add what the edge adds, and say what is the same everywhere in one place only."""
+    parameters = [
+        request_headers(parameter["name"])[0] if parameter.get("name") in REQUEST_HEADERS else parameter
+        for parameter in operation.get("parameters", [])
+    ]
     for parameter in parameters:
         if "schema" in parameter:
             _without_null(parameter["schema"])
-    parameters += request_headers("X-Correlation-ID")
+            if parameter["schema"].get("description") == parameter.get("description"):
+                parameter["schema"].pop("description", None)
+    [correlation_id] = request_headers("X-Correlation-ID")
+    operation["parameters"] = [*(one for one in parameters if one != correlation_id), correlation_id]
     for status, response in problem_responses("forbidden", "internal-error").items():
         operation["responses"].setdefault(str(status), response)
     for response in operation["responses"].values():
-        response["headers"] = {**response.get("headers", {}), **response_headers("X-Correlation-ID")}
+        names = {*response.get("headers", {}), "X-Correlation-ID"}
+        response["headers"] = response_headers(*sorted(names))
     operation["responses"] = dict(sorted(operation["responses"].items()))
 
 
@@ -247,6 +268,9 @@ def merge(documents: list[dict[str, Any]]) -> dict[str, Any]:
             _put(merged["paths"].setdefault(path, {}), item, path)
         for kind, named in described["components"].items():
             _put(merged["components"].setdefault(kind, {}), named, kind)
+    ids = [operation["operationId"] for operation in _operations(merged)]
+    if doubled := {id_ for id_ in ids if ids.count(id_) > 1}:
+        raise ValueError(f"operations of one name: {', '.join(sorted(doubled))}")
     merged["paths"] = dict(sorted(merged["paths"].items()))
     merged["components"] = {
         kind: dict(sorted(named.items())) for kind, named in sorted(merged["components"].items())
@@ -264,7 +288,7 @@ def printed(service: str) -> dict[str, Any]:
     """The document of ``service``, printed by a process of its own: no service is imported here."""
     program = (
         "import json, sys; from infra.openapi import document; "
-        f"from {service}.app import api; json.dump(document(api()), sys.stdout)"
+        f"from {service}.app import create_app; json.dump(document(create_app()), sys.stdout)"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)  # noqa: S603
     described: dict[str, Any] = json.loads(done.stdout)

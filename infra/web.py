@@ -72,6 +72,8 @@ def new_api(title: str, description: str, auth: Literal["off", "on"]) -> FastAPI
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
+        # The names of generated clients' methods; `infra.openapi` refuses two alike.
+        generate_unique_id_function=lambda route: route.name,
     )
     app.add_middleware(Edge, auth=auth)
     app.add_exception_handler(Problem, _answer_problem)

@@ -1,6 +1,7 @@
 """The composition root of the query API: the one place where its parts are put together."""
 
 import logging
+from typing import Literal
 
 import psycopg
 from fastapi import FastAPI
@@ -19,13 +20,14 @@ log = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "**Reads** answer from a read model that follows the events: `Event-Position` says how far it had got, "
-    "and `min_position` waits until it has got as far as you need."
+    "and `min_position` waits until it has got as far as you need. HEAD works wherever GET does. Lists are "
+    "paged (`next_cursor`, `Link`) in JSON, and streamed whole as CSV or NDJSON, as `Accept` says."
 )
 
 
-def api(auth: str = "off") -> FastAPI:
+def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
     """The application, described but not connected: `main` gives it the read model."""
-    app = new_api("FPSO System: reads", DESCRIPTION, "off" if auth == "off" else "on")
+    app = new_api("FPSO System: reads", DESCRIPTION, auth)
     for module in (vessels, equipment, operations, projection, documentation):
         app.include_router(module.router)
     app.mount(documentation.ASSETS_PATH, documentation.assets, name="assets")
@@ -44,7 +46,7 @@ async def _answer_unavailable(request: Request, error: Exception) -> Response:
 async def main(settings: ApiSettings) -> None:
     """Answer queries until SIGTERM, then finish what is in flight."""
     service = Service("query_api", settings)
-    app = api(settings.auth)
+    app = create_app(settings.auth)
     async with (
         ReadModel(settings.read_model_url, settings.pool_size).connected() as read_model,
         service.running(),

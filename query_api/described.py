@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from infra.openapi import problem_responses, request_headers, response_headers
 from infra.problems import Slug
@@ -30,6 +30,9 @@ def described_list(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
     """Of a route that answers a list of ``model``, page by page or as a download."""
     page = create_model(
         f"{model.__name__}Page",
+        __config__=ConfigDict(
+            json_schema_extra={"examples": [{"items": _examples(model), "next_cursor": None}]}
+        ),
         __doc__=f"One page of a list of {model.__name__.lower()}.",
         items=(list[model], ...),  # type: ignore[valid-type]
         next_cursor=(str | None, ...),
@@ -58,6 +61,11 @@ def described_list(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
             **problem_responses(*problems, *_EVERY_READ),
         },
     }
+
+
+def _examples(model: type[BaseModel]) -> list[Any]:
+    examples: list[Any] = model.model_json_schema()["examples"]
+    return examples
 
 
 def described_value(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:

@@ -46,10 +46,10 @@ def _pattern(text: str | None) -> str | None:
     return f"%{escaped}%"
 
 
-Number = Annotated[int, BeforeValidator(_digits)]
+Digits = BeforeValidator(_digits)
 
 MinPosition = Annotated[
-    Annotated[Number, Field(ge=0, le=POSITION_MAX)] | None,
+    Annotated[int, Field(ge=0, le=POSITION_MAX), Digits] | None,
     Field(
         description="Read your writes: wait, at most 5 seconds, until the read model has reached this "
         "position, as `Event-Position` of a command's answer gives it.",
@@ -83,8 +83,9 @@ class Page(Reading):
     """The query parameters of every list; its filters are the members that subclasses add."""
 
     limit: Annotated[
-        Number,
+        int,
         Field(ge=1, le=LIMIT_MAX, description="The most items of one page; of a download, if given."),
+        Digits,
     ] = LIMIT_DEFAULT
     cursor: Annotated[
         str | None,

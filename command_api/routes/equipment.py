@@ -80,8 +80,8 @@ class UpdateEquipmentBody(ReasonBody):
     )
 
     # A member that is there must not be null: its absence, not None, says that it does not change.
-    name: Name = Field(default="", validate_default=False)
-    location: Location = Field(default="", validate_default=False)
+    name: Name = Field(default_factory=str, validate_default=False)
+    location: Location = Field(default_factory=str, validate_default=False)
     attributes: AttributeChanges = Field(default_factory=dict)
 
 

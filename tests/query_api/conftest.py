@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from psycopg.types.json import Jsonb
 
-from query_api.app import api
+from query_api.app import create_app
 from query_api.read_model import ReadModel
 
 
@@ -100,7 +100,7 @@ def fleet(database: str) -> Iterator[Fleet]:
 @pytest.fixture
 async def app(database: str) -> AsyncIterator[FastAPI]:
     """The application on its read model."""
-    application = api()
+    application = create_app()
     async with ReadModel(database, 4).connected() as read_model:
         application.state.read_model = read_model
         yield application

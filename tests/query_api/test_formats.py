@@ -1,22 +1,18 @@
 """Downloads in CSV and NDJSON, and which format a client gets."""
 
-from __future__ import annotations
-
 import asyncio
 import csv
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import MutableMapping
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+
 from query_api.formats import FORMATS, guarded, preferred
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-
-    from tests.query_api.conftest import Fleet
+from tests.query_api.conftest import Fleet
 
 CSV = {"Accept": "text/csv"}
 NDJSON = {"Accept": "application/x-ndjson"}

@@ -1,18 +1,14 @@
 """Reading one's own writes: min_position waits for the read model, and gives up in time."""
 
-from __future__ import annotations
-
 import asyncio
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from query_api import freshness
 
-if TYPE_CHECKING:
-    from tests.query_api.conftest import Fleet
+from query_api import freshness
+from tests.query_api.conftest import Fleet
 
 
 async def test_a_position_already_reached_is_answered_at_once(

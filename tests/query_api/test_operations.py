@@ -1,16 +1,12 @@
 """Operations and their costs."""
 
-from __future__ import annotations
-
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from query_api.operations import figures
 
-if TYPE_CHECKING:
-    from tests.query_api.conftest import Fleet
+from query_api.operations import figures
+from tests.query_api.conftest import Fleet
 
 
 async def test_an_operation_is_answered_as_it_is(client: httpx.AsyncClient, fleet: Fleet) -> None:

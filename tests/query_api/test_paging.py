@@ -1,16 +1,13 @@
 """Keyset paging: complete, stable while rows come and go, and closed to strangers' cursors."""
 
-from __future__ import annotations
-
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 
-if TYPE_CHECKING:
-    from tests.query_api.conftest import Fleet
+from tests.query_api.conftest import Fleet
 
 
 async def walked(client: httpx.AsyncClient, url: str) -> list[dict[str, Any]]:

@@ -1,13 +1,10 @@
 """How far the read model has got, and the epochs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
-if TYPE_CHECKING:
-    from tests.query_api.conftest import Fleet
+from tests.query_api.conftest import Fleet
 
 
 def observe(fleet: Fleet, head: int, log: int, age: str = "0 seconds") -> None:

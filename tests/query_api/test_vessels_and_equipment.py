@@ -1,14 +1,11 @@
 """Vessels and equipment: shapes, filters, versions."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 
-if TYPE_CHECKING:
-    from tests.query_api.conftest import Fleet
+from tests.query_api.conftest import Fleet
 
 
 def codes(answer: httpx.Response) -> list[str]:
