@@ -1,0 +1,169 @@
+"""The real servers that tests stand on: containers where a Docker engine answers, else private local ones.
+
+``FPSO_TEST_SERVERS=containers|local`` forces one.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from infra.local.postgres import LocalPostgres
+from infra.local.rabbitmq import LocalRabbitMQ
+from infra.migrations import migrate
+
+POSTGRES_IMAGE = "postgres:18"
+RABBITMQ_IMAGE = "rabbitmq:4"
+TEMPLATE = "fpso_template"
+USER = "fpso"  # and password, of servers that live as long as the tests
+VHOSTS_AT_A_TIME = 50
+
+Kind = Literal["containers", "local"]
+
+
+def kind_of_servers() -> Kind:
+    """Which servers this run of the tests uses."""
+    forced = os.environ.get("FPSO_TEST_SERVERS", "")
+    if forced in ("containers", "local"):
+        return "containers" if forced == "containers" else "local"
+    assert not forced, f"FPSO_TEST_SERVERS is containers or local, not {forced!r}"
+    docker = shutil.which("docker")
+    if docker is None:
+        return "local"
+    answers = subprocess.run([docker, "info"], capture_output=True, check=False, timeout=10).returncode == 0
+    return "containers" if answers else "local"
+
+
+class Postgres:
+    """A PostgreSQL server with a migrated database to make others from."""
+
+    def __init__(self, owner_url: str) -> None:
+        self.owner_url = owner_url
+        self._run("CREATE DATABASE {}", TEMPLATE)
+        migrate(self.url_of(TEMPLATE), None, {})
+
+    def url_of(self, database: str) -> str:
+        """Of a database, as its owner."""
+        return urlsplit(self.owner_url)._replace(path=f"/{database}").geturl()
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a fresh migrated database."""
+        name = f"test_{secrets.token_hex(6)}"
+        self._run("CREATE DATABASE {} TEMPLATE fpso_template", name)
+        try:
+            yield self.url_of(name)
+        finally:
+            self._run("DROP DATABASE {} WITH (FORCE)", name)
+
+    def _run(self, statement: Any, database: str) -> None:
+        with psycopg.connect(self.owner_url, autocommit=True) as connection:
+            connection.execute(SQL(statement).format(Identifier(database)))
+
+
+class Broker(ABC):
+    """A RabbitMQ server, a virtual host for each test."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._vhosts: list[str] = []
+
+    @abstractmethod
+    def control(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` there; what it prints."""
+
+    def vhost_url(self) -> str:
+        """The URL of a virtual host that nobody has used."""
+        if not self._vhosts:
+            # Starting rabbitmqctl takes seconds, making a virtual host takes none: many are made at a time.
+            self._vhosts = [f"test-{secrets.token_hex(6)}" for _ in range(VHOSTS_AT_A_TIME)]
+            names = ", ".join(f'<<"{name}">>' for name in self._vhosts)
+            user = urlsplit(self.url).username
+            self.control(
+                "eval",
+                f'[begin rabbit_vhost:add(V, <<"test">>), rabbit_auth_backend_internal:set_permissions('
+                f'<<"{user}">>, V, <<".*">>, <<".*">>, <<".*">>, <<"test">>) end || V <- [{names}]].',
+            )
+        return urlsplit(self.url)._replace(path=f"/{self._vhosts.pop()}").geturl()
+
+
+class LocalBroker(Broker):
+    """A private broker on this machine."""
+
+    def __init__(self, server: LocalRabbitMQ) -> None:
+        super().__init__(server.url)
+        self._server = server
+
+    def control(self, *arguments: str) -> str:
+        program = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
+        command = str(program) if program.exists() else "rabbitmqctl"
+        return _output([command, *arguments], self._server.process.environment)
+
+
+class ContainerBroker(Broker):
+    """A broker in a container."""
+
+    def __init__(self, container: Any) -> None:
+        host, port = container.get_container_host_ip(), container.get_exposed_port(5672)
+        super().__init__(f"amqp://{USER}:{USER}@{host}:{port}/")
+        self._id = container.get_wrapped_container().id
+
+    def control(self, *arguments: str) -> str:
+        return _output(["docker", "exec", self._id, "rabbitmqctl", *arguments], None)
+
+
+def _output(command: list[str], environment: Mapping[str, str] | None) -> str:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextmanager
+def postgres_server(kind: Kind, directory: Path) -> Iterator[Postgres]:
+    """A PostgreSQL server for the whole run."""
+    if kind == "local":
+        with LocalPostgres(directory) as server:
+            yield Postgres(server.url)
+        return
+    from testcontainers.postgres import PostgresContainer
+
+    _without_reaper()
+    container = PostgresContainer(
+        POSTGRES_IMAGE, username="fpso", password="fpso", dbname="fpso", driver=None
+    )
+    with container.with_command("postgres -c max_connections=300 -c fsync=off") as server:
+        yield Postgres(server.get_connection_url())
+
+
+@contextmanager
+def rabbitmq_server(kind: Kind, directory: Path) -> Iterator[Broker]:
+    """A RabbitMQ server for the whole run."""
+    if kind == "local":
+        with LocalRabbitMQ(directory) as server:
+            yield LocalBroker(server)
+        return
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    _without_reaper()
+    container = DockerContainer(RABBITMQ_IMAGE).with_exposed_ports(5672)
+    container.with_env("RABBITMQ_DEFAULT_USER", USER).with_env("RABBITMQ_DEFAULT_PASS", USER)
+    container.waiting_for(LogMessageWaitStrategy("Server startup complete"))
+    with container as server:
+        yield ContainerBroker(server)
+
+
+def _without_reaper() -> None:
+    """The containers are stopped here; testcontainers' reaper would be an image more to pull."""
+    from testcontainers.core.config import testcontainers_config
+
+    testcontainers_config.ryuk_disabled = True
