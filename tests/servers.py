@@ -134,7 +134,7 @@ def postgres_server(kind: Kind, directory: Path) -> Iterator[Postgres]:
         with LocalPostgres(directory) as server:
             yield Postgres(server.url)
         return
-    from testcontainers.postgres import PostgresContainer
+    from testcontainers.community.postgres import PostgresContainer
 
     _without_reaper()
     container = PostgresContainer(
