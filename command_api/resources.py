@@ -101,6 +101,12 @@ class OperationResource(BaseModel):
 class DeactivatedResource(BaseModel):
     """What came of deactivating a list: each code once, in the order of the request."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"deactivated": ["23-KA-9101"], "unchanged": ["23-LSHH-96138 (2)"], "position": 42}]
+        }
+    )
+
     deactivated: list[str]
     unchanged: list[str]
     position: int
@@ -108,6 +114,12 @@ class DeactivatedResource(BaseModel):
 
 class ActivatedResource(BaseModel):
     """What came of activating a list: each code once, in the order of the request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"activated": ["23-KA-9101"], "unchanged": ["23-LSHH-96138 (2)"], "position": 43}]
+        }
+    )
 
     activated: list[str]
     unchanged: list[str]
@@ -125,6 +137,12 @@ class RowProblemResource(BaseModel):
 
 class ImportedResource(BaseModel):
     """What came of an import."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"registered": 1104, "deactivated": 34, "skipped": [], "position": 1140}]
+        }
+    )
 
     registered: int
     deactivated: int

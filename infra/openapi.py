@@ -49,7 +49,7 @@ REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"type": "string", "examples": ['"3"']},
     ),
     "Prefer": (
-        "`wait=<seconds>` (RFC 7240, at most 10): answer after the read model holds the events. When the time "
+        "`wait=<seconds>` (RFC 7240, at most 10): answer after the read model holds the events. When time "
         "runs out the answer is the same, without Preference-Applied.",
         {"type": "string", "examples": ["wait=5"]},
     ),
