@@ -23,20 +23,36 @@ from infra.traefik.routes import routes
 log = logging.getLogger(__name__)
 
 RESOLVE_TIMEOUT = 2.0  # seconds
+CONNECT_TIMEOUT = 0.5  # seconds
 
 
 class Replicas:
-    """The replicas of one service, found by its name."""
+    """The replicas of one service that take requests, found by its name."""
 
     def __init__(self, host_and_port: str) -> None:
         self.host, _, port = host_and_port.rpartition(":")
         self.port = int(port)
+        self.addresses: list[str] = []
         self.urls: list[str] = []
 
     async def look(self) -> list[str]:
-        """The URL of every replica; those of last time where the name cannot be resolved.
+        """The URL of every replica that accepts connections: one that is still starting does not."""
+        self.addresses = await self._resolved()
+        accepting = await asyncio.gather(*(self._accepts(address) for address in self.addresses))
+        urls = [
+            f"http://{address}:{self.port}"
+            for address, accepts in zip(self.addresses, accepting, strict=True)
+            if accepts
+        ]
+        if urls != self.urls:
+            log.info("replicas", extra={"host": self.host, "replicas": urls})
+        self.urls = urls
+        return urls
 
-        A replica that is gone then fails Traefik's own health check.
+    async def _resolved(self) -> list[str]:
+        """The address of every replica; those of last time where the name cannot be resolved.
+
+        The engine answers the same whether it is slow or no replica is left; which it is, connecting shows.
         """
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT):
@@ -45,12 +61,17 @@ class Replicas:
                 )
         except (OSError, TimeoutError) as error:
             log.warning("not resolved", extra={"host": self.host, "cause": str(error)})
-            return self.urls
-        urls = sorted({f"http://{address[0]}:{self.port}" for *_, address in found})
-        if urls != self.urls:
-            log.info("replicas", extra={"host": self.host, "replicas": urls})
-        self.urls = urls
-        return urls
+            return self.addresses
+        return sorted({str(address[0]) for *_, address in found})
+
+    async def _accepts(self, address: str) -> bool:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                _, writer = await asyncio.open_connection(address, self.port)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
 
 
 def create_app(command_api: Replicas, query_api: Replicas, health_port: int) -> Starlette:

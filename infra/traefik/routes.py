@@ -26,8 +26,9 @@ def routes(
                 "command_api": _service(command_apis, health_port),
                 "query_api": _service(query_apis, health_port),
             },
-            # Another replica is tried where one could not be connected to; what was sent is never sent again.
-            "middlewares": {"another-replica": {"retry": {"attempts": 3, "initialInterval": "10ms"}}},
+            # Where a replica cannot be connected to, another is tried, for about a second in all; what was
+            # sent is never sent again.
+            "middlewares": {"another-replica": {"retry": {"attempts": 10, "initialInterval": "10ms"}}},
         }
     }
 
@@ -43,7 +44,11 @@ def _router(rule: str, service: str, priority: int) -> dict[str, Any]:
 
 
 def _service(urls: Sequence[str], health_port: int | None) -> dict[str, Any]:
-    balancer: dict[str, Any] = {"servers": [{"url": url} for url in urls]}
+    # What a service answers piece by piece is passed on piece by piece: a stream of events has pauses.
+    balancer: dict[str, Any] = {
+        "servers": [{"url": url} for url in urls],
+        "responseForwarding": {"flushInterval": "-1ms"},
+    }
     if health_port is not None:
         balancer["healthCheck"] = {"path": "/livez", "port": health_port, "interval": "1s", "timeout": "2s"}
     return {"loadBalancer": balancer}
