@@ -244,19 +244,26 @@ class Relay:
         """Publish ``batches`` until they end or the process is to stop, a few windows at a time."""
         outstanding: asyncio.Queue[Window | None] = asyncio.Queue(WINDOWS_AHEAD)
         windows: deque[Window] = deque(maxlen=WINDOWS_AHEAD + 2)
+        failure: Exception | None = None
         try:
             async with aclosing(batches), asyncio.TaskGroup() as group:
                 group.create_task(self._confirm(outstanding, leadership, checkpoints))
-                async for events in batches:
-                    if self._stopping.is_set():
-                        break
-                    self._warn_of_position(events[-1].position)
-                    windows.append(publisher.publish(events, exchange))
-                    await outstanding.put(windows[-1])
+                try:
+                    async for events in batches:
+                        if self._stopping.is_set():
+                            break
+                        self._warn_of_position(events[-1].position)
+                        windows.append(publisher.publish(events, exchange))
+                        await outstanding.put(windows[-1])
+                except (UnreadableEvent, psycopg.Error) as error:
+                    # What was read before it is still confirmed, or it would be published again and again.
+                    failure = error
                 await outstanding.put(None)
         finally:
             for window in windows:
                 window.abandon()
+        if failure is not None:
+            raise failure
 
     async def _confirm(
         self,

@@ -34,6 +34,7 @@ RECONNECT_PAUSE_MAX = 5.0  # seconds
 UNSETTLED = 2**63 - 1  # no checkpoint gets there
 
 CONSUMING = Gauge("fpso_projector_consuming", "1 while there is a consumer at the broker")
+UNACKNOWLEDGED = Gauge("fpso_projector_unacknowledged_deliveries", "Deliveries not acknowledged yet")
 SET_ASIDE = Counter("fpso_projector_dead_letters_total", "Deliveries that were not events of this system")
 
 
@@ -107,6 +108,7 @@ class Deliveries:
         """From now on the store is followed."""
         CONSUMING.set(0)
         self._unacknowledged.clear()
+        UNACKNOWLEDGED.set(0)
         while not self._foreign.empty():
             self._foreign.get_nowait()
         for subscription in self._subscriptions:
@@ -123,6 +125,7 @@ class Deliveries:
     def _receive(self, message: DeliveredMessage) -> None:
         delivery = Delivery(message.delivery_tag or 0, UNSETTLED)
         self._unacknowledged.append(delivery)
+        UNACKNOWLEDGED.inc()
         try:
             event = event_of_message(message.header.properties.headers or {}, message.body)
         except Undecodable as error:
@@ -143,6 +146,7 @@ class Deliveries:
                 tag = self._unacknowledged.popleft().tag
             if tag:
                 await consumption.acknowledge(tag)
+                UNACKNOWLEDGED.set(len(self._unacknowledged))
         log.info("consumer cancelled: a projection has stopped")
 
     async def _watch(self, consumption: Consumption) -> None:
