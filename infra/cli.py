@@ -20,7 +20,7 @@ import click
 
 if TYPE_CHECKING:
     import httpx
-    from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+    from aio_pika.abc import AbstractIncomingMessage
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 ENV_FILE = Path(".fpso/env")
 """Where `make run` says how the running system is reached."""
 DEFAULT_PORT = "8088"
-STREAM = "fpso.events.stream"
-"""The stream queue from which any event can be read again."""
 
 CONNECT_TIMEOUT = 5.0  # seconds
 ANSWER_TIMEOUT = 300.0  # seconds; an import of 100,000 rows is one commit
@@ -313,6 +311,7 @@ def _print_projection(found: Mapping[str, Any]) -> None:
 def tail(patterns: tuple[str, ...], from_position: int | None, count: int | None, as_json: bool) -> None:
     """Show events as they happen, until Ctrl-C."""
     import asyncio
+    import logging
 
     if any("*" in pattern[:-1] for pattern in patterns):
         raise click.UsageError("--type: a * stands at the end only, as in 'fpso.equipment.*'")
@@ -322,6 +321,8 @@ def tail(patterns: tuple[str, ...], from_position: int | None, count: int | None
             "There is no broker to follow: FPSO_AMQP_URL is empty. Where the system runs without RabbitMQ, "
             "events are in the read model all the same."
         )
+    for library in ("aio_pika", "aiormq"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they would log is said in one line below
     try:
         asyncio.run(_tail(amqp_url, patterns, from_position, count, as_json=as_json))
     except KeyboardInterrupt:
@@ -331,52 +332,49 @@ def tail(patterns: tuple[str, ...], from_position: int | None, count: int | None
 async def _tail(
     amqp_url: str, patterns: Sequence[str], from_position: int | None, count: int | None, *, as_json: bool
 ) -> None:
-    import aio_pika
-    from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+    from aio_pika.exceptions import ChannelNotFoundEntity
 
-    from events.catalogue import Undecodable
+    from infra import broker
 
     shown, last = 0, (from_position or 1) - 1
+    # A consumer of a stream says where to begin; `next` is what comes from now on.
+    arguments = {"x-stream-offset": "first" if from_position else "next"}
     try:
-        async with await aio_pika.connect(amqp_url, timeout=CONNECT_TIMEOUT) as connection:
+        async with broker.connected(amqp_url, "fpso tail") as connection, broker.refusals():
             channel = await connection.channel()
             await channel.set_qos(prefetch_count=PREFETCH)
-            stream = await channel.get_queue(STREAM, ensure=True)
-            async for message in _messages(stream, "first" if from_position else "next"):
-                try:
+            stream = await channel.get_queue(broker.STREAM_QUEUE, ensure=True)
+            async with stream.iterator(arguments=arguments) as messages:
+                async for message in messages:
+                    await message.ack()
                     event = _event_of(message)
-                except Undecodable as error:
-                    click.echo(f"not an event of this system: {error}", err=True)
-                    continue
-                # What was published twice after a broker failure is shown once.
-                if event.position <= last:
-                    continue
-                last = event.position
-                if patterns and not any(_matches(event.type, pattern) for pattern in patterns):
-                    continue
-                _print_event(event, as_json=as_json)
-                shown += 1
-                if shown == count:
-                    return
+                    # What was published twice after a failure of the broker is shown once.
+                    if event is None or event.position <= last:
+                        continue
+                    last = event.position
+                    if patterns and not any(_matches(event.type, pattern) for pattern in patterns):
+                        continue
+                    _print_event(event, as_json=as_json)
+                    shown += 1
+                    if shown == count:
+                        return
         raise Unreachable("The broker closed the connection.")
-    except ChannelNotFoundEntity:
-        raise Unreachable(f"The broker has no queue {STREAM} yet: has the relay been started?") from None
-    except (AMQPError, OSError, TimeoutError) as error:
-        raise Unreachable(f"The broker at {_without_password(amqp_url)} does not answer: {error}") from None
+    except broker.BrokerUnavailable as error:
+        if isinstance(error.__cause__, ChannelNotFoundEntity):
+            raise Unreachable(f"The broker has no {broker.STREAM_QUEUE} yet: does the relay run?") from None
+        raise Unreachable(f"The broker at {_address(amqp_url)} cannot be followed: {error}") from None
 
 
-async def _messages(stream: AbstractQueue, offset: str) -> Any:
-    """Every message of the stream queue from ``offset`` on."""
-    async with stream.iterator(arguments={"x-stream-offset": offset}) as messages:
-        async for message in messages:
-            await message.ack()
-            yield message
-
-
-def _event_of(message: AbstractIncomingMessage) -> Event:
+def _event_of(message: AbstractIncomingMessage) -> Event | None:
+    """The event of ``message``; one that is not ours is only mentioned."""
+    from events.catalogue import Undecodable
     from events.cloudevents import event_of_message
 
-    return event_of_message(message.headers, message.body)
+    try:
+        return event_of_message(message.headers, message.body)
+    except Undecodable as error:
+        click.echo(str(error), err=True)
+        return None
 
 
 def _matches(event_type: str, pattern: str) -> bool:
@@ -410,7 +408,8 @@ def _print_event(event: Event, *, as_json: bool) -> None:
     _console().print(line, soft_wrap=True)
 
 
-def _without_password(url: str) -> str:
+def _address(url: str) -> str:
+    """Host and port of ``url``, without the password that it has."""
     parts = urlsplit(url)
     return f"{parts.hostname}:{parts.port or 5672}"
 

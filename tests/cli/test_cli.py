@@ -334,7 +334,7 @@ def test_tail_with_a_broker_that_does_not_answer_says_so_and_shows_no_password(
     monkeypatch.setenv("FPSO_AMQP_URL", "amqp://user:secret@127.0.0.1:1/")
     result = fpso("tail")
     assert result.exit_code == 3
-    assert "127.0.0.1:1 does not answer" in result.stderr
+    assert "127.0.0.1:1 cannot be followed" in result.stderr
     assert "secret" not in result.output
 
 
