@@ -112,3 +112,13 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8088") as client:
         yield client
+
+
+@pytest.fixture
+async def alone() -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application that has no read model: whatever it answers, it answers without a query."""
+    application = create_app()
+    application.state.read_model = None
+    transport = httpx.ASGITransport(application)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8088") as client:
+        yield client

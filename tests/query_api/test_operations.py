@@ -28,20 +28,22 @@ async def test_an_operation_is_answered_as_it_is(client: httpx.AsyncClient, flee
     assert answer.headers["ETag"] == '"2"'
 
 
-@pytest.mark.parametrize(
-    ("stored", "answered"),
-    [("0", "0"), ("100", "100"), ("0.0001", "0.0001"), ("999999999999.9999", "999999999999.9999")],
-)
-async def test_money_has_no_trailing_zeros(
-    client: httpx.AsyncClient, fleet: Fleet, stored: str, answered: str
-) -> None:
-    fleet.operation("o1", cost=stored)
-    assert (await client.get("/v1/operations/o1")).json()["cost"] == answered
+async def test_money_has_no_trailing_zeros(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    for number, (stored, answered) in enumerate(
+        [("0", "0"), ("100", "100"), ("0.0001", "0.0001"), ("999999999999.9999", "999999999999.9999")]
+    ):
+        fleet.operation(f"o{number}", cost=stored)
+        assert (await client.get(f"/v1/operations/o{number}")).json()["cost"] == answered
 
 
-@pytest.mark.parametrize(
-    ("query", "expected"),
-    [
+async def test_operations_are_filtered_and_ordered_by_time(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    fleet.equipment("P-1", name="Pump")
+    fleet.equipment("K-1", name="Compressor")
+    fleet.operation("o2", type="overhaul", performed_at="2026-03-02T00:00:00Z", voided=True)
+    fleet.operation("o1", performed_at="2026-03-02T00:00:00Z")
+    fleet.operation("o3", equipment="K-1", performed_at="2026-03-01T00:00:00Z")
+    fleet.operation("o4", vessel="ALF", performed_at="2026-03-04T00:00:00Z")
+    for query, expected in (
         ({}, ["o3", "o1", "o2", "o4"]),
         ({"vessel_code": "VAL"}, ["o3", "o1", "o2"]),
         ({"equipment_code": "P-1"}, ["o1", "o2", "o4"]),
@@ -53,19 +55,9 @@ async def test_money_has_no_trailing_zeros(
         ({"performed_to": "2026-03-02T00:00:00Z"}, ["o3", "o1", "o2"]),
         ({"performed_from": "2026-03-02T00:00:00Z", "performed_to": "2026-03-02T00:00:00Z"}, ["o1", "o2"]),
         ({"performed_from": "2026-03-02T00:00:00.000001Z"}, ["o4"]),
-    ],
-)
-async def test_operations_are_filtered_and_ordered_by_time(
-    client: httpx.AsyncClient, fleet: Fleet, query: dict[str, str], expected: list[str]
-) -> None:
-    fleet.equipment("P-1", name="Pump")
-    fleet.equipment("K-1", name="Compressor")
-    fleet.operation("o2", type="overhaul", performed_at="2026-03-02T00:00:00Z", voided=True)
-    fleet.operation("o1", performed_at="2026-03-02T00:00:00Z")
-    fleet.operation("o3", equipment="K-1", performed_at="2026-03-01T00:00:00Z")
-    fleet.operation("o4", vessel="ALF", performed_at="2026-03-04T00:00:00Z")
-    answer = await client.get("/v1/operations", params=query)
-    assert [item["id"] for item in answer.json()["items"]] == expected
+    ):
+        answer = await client.get("/v1/operations", params=query)
+        assert [item["id"] for item in answer.json()["items"]] == expected, query
 
 
 async def test_costs_by_currency_and_type_leave_voided_operations_out(
