@@ -36,16 +36,7 @@ class CommandSettings(ApiSettings):
 def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
     """The routes of the command API, not yet connected to anything."""
     app = new_api("FPSO command API", "Commands about vessels and their equipment.", auth)
-    # A code may be called `deactivate`: the paths of lists come first.
-    for router in (
-        vessels.router,
-        vessels.patches,
-        imports.router,
-        equipment.vessels,
-        equipment.router,
-        equipment.patches,
-        equipment.operations,
-    ):
+    for router in (equipment.router, vessels.router, imports.router):
         app.include_router(router)
     return app
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
-from command_api.bodies import JsonRoute, MergePatchRoute
+from command_api.bodies import JsonRoute
 from command_api.commands import (
     ActivateEquipment,
     DeactivateEquipment,
@@ -44,10 +44,8 @@ from events.values import (
 )
 from infra.web import PathCode, PathOperationId
 
-vessels = APIRouter(prefix="/v1/vessels", tags=["equipment"], route_class=JsonRoute)
-router = APIRouter(prefix="/v1/equipment", tags=["equipment"], route_class=JsonRoute)
-patches = APIRouter(prefix="/v1/equipment", tags=["equipment"], route_class=MergePatchRoute)
-operations = APIRouter(prefix="/v1/equipment", tags=["operations"], route_class=JsonRoute)
+# A code may be called `deactivate`: the paths of lists come first.
+router = APIRouter(route_class=JsonRoute)
 
 
 class RegisterEquipmentBody(ReasonBody):
@@ -138,8 +136,9 @@ class RecordOperationBody(ReasonBody):
     performed_at: Time | None = None
 
 
-@vessels.post(
-    "/{code}/equipment",
+@router.post(
+    "/v1/vessels/{code}/equipment",
+    tags=["equipment"],
     **creates(EquipmentResource, "vessel-not-found", "equipment-already-registered", "vessel-decommissioned"),
 )
 async def register_equipment(
@@ -150,7 +149,7 @@ async def register_equipment(
     return await dispatcher.execute(command, equipment_answer(201))
 
 
-@patches.patch("/{code}", **changes(EquipmentResource, "equipment-not-found"))
+@router.patch("/v1/equipment/{code}", tags=["equipment"], **changes(EquipmentResource, "equipment-not-found"))
 async def update_equipment(
     code: PathCode, body: UpdateEquipmentBody, dispatcher: RequestDispatcher
 ) -> Response:
@@ -159,21 +158,27 @@ async def update_equipment(
     return await dispatcher.execute(command, equipment_answer(200))
 
 
-@router.post("/deactivate", **changes_many(DeactivatedResource, "equipment-not-found"))
+@router.post(
+    "/v1/equipment/deactivate", tags=["equipment"], **changes_many(DeactivatedResource, "equipment-not-found")
+)
 async def deactivate_many(body: CodesBody, dispatcher: CreationDispatcher) -> Response:
     """Take a list of equipment out of service: all of it, or none."""
     command = SwitchEquipment(list(dict.fromkeys(body.codes)), "inactive", body.reason)
     return await dispatcher.execute(command, switched_answer)
 
 
-@router.post("/activate", **changes_many(ActivatedResource, "equipment-not-found"))
+@router.post(
+    "/v1/equipment/activate", tags=["equipment"], **changes_many(ActivatedResource, "equipment-not-found")
+)
 async def activate_many(body: CodesBody, dispatcher: CreationDispatcher) -> Response:
     """Put a list of equipment into service again: all of it, or none."""
     command = SwitchEquipment(list(dict.fromkeys(body.codes)), "active", body.reason)
     return await dispatcher.execute(command, switched_answer)
 
 
-@router.post("/{code}/deactivate", **changes(EquipmentResource, "equipment-not-found"))
+@router.post(
+    "/v1/equipment/{code}/deactivate", tags=["equipment"], **changes(EquipmentResource, "equipment-not-found")
+)
 async def deactivate_equipment(
     code: PathCode, dispatcher: RequestDispatcher, body: OptionalReason = None
 ) -> Response:
@@ -181,7 +186,9 @@ async def deactivate_equipment(
     return await dispatcher.execute(DeactivateEquipment(code, reason_of(body)), equipment_answer(200))
 
 
-@router.post("/{code}/activate", **changes(EquipmentResource, "equipment-not-found"))
+@router.post(
+    "/v1/equipment/{code}/activate", tags=["equipment"], **changes(EquipmentResource, "equipment-not-found")
+)
 async def activate_equipment(
     code: PathCode, dispatcher: RequestDispatcher, body: OptionalReason = None
 ) -> Response:
@@ -190,7 +197,8 @@ async def activate_equipment(
 
 
 @router.post(
-    "/{code}/transfer",
+    "/v1/equipment/{code}/transfer",
+    tags=["equipment"],
     **changes(EquipmentResource, "equipment-not-found", "vessel-not-found", "vessel-decommissioned"),
 )
 async def transfer_equipment(
@@ -201,7 +209,11 @@ async def transfer_equipment(
     return await dispatcher.execute(command, equipment_answer(200))
 
 
-@operations.post("/{code}/operations", **creates(OperationResource, "equipment-not-found"))
+@router.post(
+    "/v1/equipment/{code}/operations",
+    tags=["operations"],
+    **creates(OperationResource, "equipment-not-found"),
+)
 async def record_operation(
     code: PathCode, body: RecordOperationBody, dispatcher: CreationDispatcher
 ) -> Response:
@@ -219,8 +231,9 @@ async def record_operation(
     return await dispatcher.execute(command, operation_answer(201))
 
 
-@operations.post(
-    "/{code}/operations/{id}/void",
+@router.post(
+    "/v1/equipment/{code}/operations/{id}/void",
+    tags=["operations"],
     **changes(OperationResource, "equipment-not-found", "operation-not-found"),
 )
 async def void_operation(

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from command_api.bodies import JsonRoute, MergePatchRoute
+from command_api.bodies import JsonRoute
 from command_api.commands import DecommissionVessel, RecommissionVessel, RegisterVessel, RenameVessel
 from command_api.resources import VesselResource, vessel_answer
 from command_api.routes.dependencies import CreationDispatcher, RequestDispatcher
@@ -15,7 +15,6 @@ from events.values import Code, Name, Reason
 from infra.web import PathCode
 
 router = APIRouter(prefix="/v1/vessels", tags=["vessels"], route_class=JsonRoute)
-patches = APIRouter(prefix="/v1/vessels", tags=["vessels"], route_class=MergePatchRoute)
 
 
 class ReasonBody(BaseModel):
@@ -57,7 +56,7 @@ async def register_vessel(body: RegisterVesselBody, dispatcher: CreationDispatch
     return await dispatcher.execute(RegisterVessel(body.code, body.name, body.reason), vessel_answer(201))
 
 
-@patches.patch("/{code}", **changes(VesselResource, "vessel-not-found", "vessel-decommissioned"))
+@router.patch("/{code}", **changes(VesselResource, "vessel-not-found", "vessel-decommissioned"))
 async def rename_vessel(code: PathCode, body: RenameVesselBody, dispatcher: RequestDispatcher) -> Response:
     """Rename a vessel. The name that it has already: nothing happens."""
     return await dispatcher.execute(RenameVessel(code, body.name, body.reason), vessel_answer(200))
