@@ -163,7 +163,7 @@ class _ConnectionLost(psycopg.OperationalError):
     """The connection broke while the query was under way."""
 
 
-def _of(request: Request) -> ReadModel:
+async def _of(request: Request) -> ReadModel:  # FastAPI sends what is not async through a thread
     read_model: ReadModel = request.app.state.read_model
     return read_model
 
