@@ -88,7 +88,8 @@ async def proxy_before(url: str) -> AsyncIterator[tuple[Proxy, str]]:
     proxy = Proxy(parts.hostname, parts.port)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    through = parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{port}"))
+    credentials, at, _ = parts.netloc.rpartition("@")
+    through = parts._replace(netloc=f"{credentials}{at}127.0.0.1:{port}")
     try:
         yield proxy, through.geturl()
     finally:
