@@ -48,7 +48,6 @@ class ApiSettings(Settings):
     auth: Literal["off", "on"] = "off"
     bind: str = "127.0.0.1"
     """The address that the gateway is bound to: without access control, nothing but loopback is safe."""
-    json_body_max_bytes: PositiveInt = 1024 * 1024
     pool_size: PositiveInt = 8
 
     @model_validator(mode="after")

@@ -1,0 +1,71 @@
+"""The deployment keeps what it promises, and answers clients as `make run` does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.local import traefik as local_traefik
+from infra.local.traefik import Backend
+from infra.traefik.routes import COMMANDS, EVERYTHING_ELSE, routes
+
+CHECKOUT = Path(__file__).parents[2]
+OURS = ("command_api", "gateway_discovery", "migrate", "projector", "query_api", "relay")
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["services"]
+    return found
+
+
+def test_nothing_but_the_gateway_is_published_and_that_on_loopback(services: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {"traefik": ["${FPSO_BIND:-127.0.0.1}:${FPSO_PORT:-8088}:8088"]}
+
+
+@pytest.mark.parametrize("name", [*OURS, "traefik"])
+def test_services_have_no_rights_and_write_nothing(services: dict[str, Any], name: str) -> None:
+    service = services[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_nobody_gets_the_engines_socket(services: dict[str, Any]) -> None:
+    assert "docker.sock" not in (CHECKOUT / "docker-compose.yml").read_text()
+    assert not any(service.get("privileged") for service in services.values())
+
+
+def test_commands_and_queries_cannot_reach_the_broker(services: dict[str, Any]) -> None:
+    reach = {name for name, service in services.items() if "broker" in service.get("networks", ())}
+    assert reach == {"rabbitmq", "relay", "projector"}
+
+
+def test_the_image_is_not_root() -> None:
+    stages = (CHECKOUT / "infra/Dockerfile").read_text().split("\nFROM ")
+    service, test = stages[2], stages[3]
+    assert "\nUSER 10001:10001\n" in service
+    assert "\nUSER fpso\n" in test
+    assert "requirements.txt" not in service  # nothing is installed in it
+
+
+def test_a_client_is_answered_as_by_make_run(tmp_path: Path) -> None:
+    deployed = yaml.safe_load((CHECKOUT / "infra/traefik/traefik.yml").read_text())["entryPoints"]["web"]
+    local = local_traefik.static_configuration("127.0.0.1:8088", tmp_path, tmp_path)["entryPoints"]["web"]
+    assert deployed["http"] == local["http"]
+    assert deployed["forwardedHeaders"] == local["forwardedHeaders"]
+    assert deployed["transport"]["respondingTimeouts"] == local["transport"]["respondingTimeouts"]
+
+
+def test_both_gateways_tell_commands_from_the_rest_alike() -> None:
+    assert sorted(COMMANDS.split(" && ")) == sorted(local_traefik.COMMANDS.split(" && "))
+    assert EVERYTHING_ELSE == local_traefik.EVERYTHING
+    ours = routes(["http://10.0.0.1:8000"], ["http://10.0.0.2:8000"])["http"]
+    theirs = local_traefik.rules_of(
+        {"command_api": [Backend("http://10.0.0.1:8000")], "query_api": [Backend("http://10.0.0.2:8000")]}
+    )["http"]
+    balancers = [found["services"]["command_api"]["loadBalancer"] for found in (ours, theirs)]
+    assert balancers[0]["servers"] == balancers[1]["servers"]
+    assert balancers[0]["responseForwarding"] == balancers[1]["responseForwarding"]
