@@ -18,6 +18,7 @@ from command_api.handlers import ImportRejected, handle
 from command_api.headers import CommandHeaders
 from command_api.idempotency import InFlight
 from command_api.store import EventStore, Streams, VersionMismatch
+from events.catalogue import encode_metadata
 from infra.database import Listener
 from infra.event_store.group_commit import GroupCommit, OutcomeUnknown, Overloaded
 from infra.event_store.recorder import (
@@ -157,7 +158,10 @@ class Dispatcher:
         while time.monotonic() < give_up_at:
             append = Append([], idempotency_key=key, correlation_id=self.headers.correlation_id)
             store = EventStore(
-                self.commands.streams, is_fresh, self.headers.if_match, self.headers.metadata(append.id)
+                self.commands.streams,
+                is_fresh,
+                self.headers.if_match,
+                encode_metadata(self.headers.metadata(append.id)),
             )
             try:
                 result = await handle(command, store)

@@ -124,8 +124,8 @@ class EventStore:
     """Nothing is taken from the cache."""
     if_match: Sequence[int] | None = None
     """The versions that the client allows, None where it did not say."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Of every event of this command; the append id among it."""
+    metadata: bytes = b"{}"
+    """Of every event of this command, encoded; the append id among it."""
     has_read_cache: bool = False
     changed: list[Aggregate[Any, Any]] = field(default_factory=list)
     """What the process should know afterwards."""

@@ -46,10 +46,15 @@ def decode(type_: str, data: dict[str, Any]) -> DomainEvent:
         raise Undecodable(f"data are not those of {type_}: {error}") from error
 
 
-def encode(event: EventData, metadata: Mapping[str, str]) -> bytes:
+def encode_metadata(metadata: Mapping[str, str]) -> bytes:
+    """The metadata of a command in their stored form, once for all its events."""
+    return to_json(metadata)
+
+
+def encode(event: EventData, metadata: bytes) -> bytes:
     """The stored form of ``event``, but for the time of its recording, which `stamped` adds."""
-    data = event.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return to_json({**metadata, "data": data})
+    data = event.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return metadata[:-1] + b',"data":' + data + b"}"
 
 
 def stamped(state: bytes, occurred_at: datetime) -> bytes:

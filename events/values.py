@@ -21,6 +21,10 @@ MONEY_MAX_DECIMALS = 4
 # Letters, marks, numbers, punctuation and symbols (Unicode general categories); the space is named apart.
 _CODE_CATEGORIES = frozenset("LMNPS")
 _CODE_FORBIDDEN = frozenset("/\\?#%")
+# Most codes; what it does not match is looked at character by character.
+_PLAIN_CODE = re.compile(r"[A-Za-z0-9 ()+._-]+")
+# Controls and surrogates (Unicode general categories Cc and Cs).
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _MONEY = re.compile(r"(\d{1,64})(?:\.(\d{1,64}))?", re.ASCII)
 _RFC3339 = re.compile(
     r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(?:[Zz]|[+-]\d{2}:\d{2})",
@@ -50,11 +54,8 @@ def code_of(text: str) -> str:
         raise ValueError("a code has at least 1 character")
     if len(code) > CODE_MAX_CHARACTERS:
         raise ValueError(f"a code has at most {CODE_MAX_CHARACTERS} characters")
-    for character in code:
-        if character in _CODE_FORBIDDEN:
-            raise ValueError(f"a code never contains {character!r}")
-        if character != " " and unicodedata.category(character)[0] not in _CODE_CATEGORIES:
-            raise ValueError(f"a code never contains the character U+{ord(character):04X}")
+    if _PLAIN_CODE.fullmatch(code) is None:
+        _check_characters(code)
     if len(code.encode()) > CODE_MAX_BYTES:
         raise ValueError(f"a code has at most {CODE_MAX_BYTES} bytes in UTF-8")
     if code in (".", ".."):
@@ -62,10 +63,17 @@ def code_of(text: str) -> str:
     return code
 
 
+def _check_characters(code: str) -> None:
+    for character in code:
+        if character in _CODE_FORBIDDEN:
+            raise ValueError(f"a code never contains {character!r}")
+        if character != " " and unicodedata.category(character)[0] not in _CODE_CATEGORIES:
+            raise ValueError(f"a code never contains the character U+{ord(character):04X}")
+
+
 def _without_control_characters(text: str) -> str:
-    for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs"):
-            raise ValueError(f"control characters such as U+{ord(character):04X} are not allowed")
+    if match := _CONTROL.search(text):
+        raise ValueError(f"control characters such as U+{ord(match[0]):04X} are not allowed")
     return text
 
 

@@ -37,8 +37,8 @@ class PendingEvent:
     """The stored form, once the time is known."""
 
 
-def pending(event: StreamEvent[EventData], metadata: Mapping[str, str]) -> PendingEvent:
-    """``event`` with the metadata of its command, encoded before the append lock is taken where it can be."""
+def pending(event: StreamEvent[EventData], metadata: bytes) -> PendingEvent:
+    """``event`` with its command's metadata, encoded before the append lock is taken where it can be."""
     data = event.data
     if data.at(_ANY_TIME) is data:
         state_at: Callable[[datetime], bytes] = partial(stamped, encode(data, metadata))

@@ -7,17 +7,13 @@ it (which keys are taken, which versions are current, what time it is) stays tru
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 from eventsourcing.persistence import StoredEvent
-from eventsourcing.postgres import (
-    PostgresAggregateRecorder,
-    PostgresApplicationRecorder,
-    PostgresDatastore,
-)
+from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Cursor
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Literal
@@ -260,14 +256,24 @@ class Recorder(PostgresApplicationRecorder):
 
     def _insert_accepted(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
         occurred_at = self._next_time(curs)
-        stored_events = [
-            StoredEvent(event.stream, event.version, event.type, event.state_at(occurred_at + i * _TICK))
-            for i, event in enumerate(event for append in appends for event in append.events)
-        ]
+        events = [event for append in appends for event in append.events]
         positions: list[int] = []
-        for start in range(0, len(stored_events), INSERT_SLICE):
-            PostgresAggregateRecorder._insert_stored_events(
-                self, curs, stored_events[start : start + INSERT_SLICE]
+        for start in range(0, len(events), INSERT_SLICE):
+            some = events[start : start + INSERT_SLICE]
+            # Four arrays in binary take a tenth of the time of the library's one array of composites.
+            curs.execute(
+                """
+                INSERT INTO event_store.stored_events (originator_id, originator_version, topic, state)
+                SELECT * FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::bytea[])
+                RETURNING notification_id
+                """,
+                [
+                    [event.stream for event in some],
+                    [event.version for event in some],
+                    [event.type for event in some],
+                    [event.state_at(occurred_at + i * _TICK) for i, event in enumerate(some, start)],
+                ],
+                prepare=True,
             )
             positions.extend(row["notification_id"] for row in curs.fetchall())
         self._notify_channel(curs)
@@ -287,7 +293,7 @@ class Recorder(PostgresApplicationRecorder):
         )
         row = curs.fetchone()
         assert row is not None
-        now: datetime = row["now"]
+        now: datetime = row["now"].astimezone(UTC)
         if row["last"] is None:
             return now
         return max(now, datetime.fromisoformat(from_json(row["last"])["occurred_at"]) + _TICK)

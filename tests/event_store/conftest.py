@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
+from events.catalogue import encode_metadata
 from events.event import EventData, StreamEvent
 from infra.event_store.application import FleetApplication
 from infra.event_store.mapper import pending
@@ -34,7 +35,7 @@ def an_append(
 ) -> Append:
     """An append of ``events`` to ``stream``, which is at version ``after``."""
     append = Append([], unchanged=unchanged or {})
-    metadata = {**METADATA, "append_id": append.id}
+    metadata = encode_metadata({**METADATA, "append_id": append.id})
     append.events = [
         pending(StreamEvent(stream, version, event), metadata)
         for version, event in enumerate(events, after + 1)
