@@ -26,6 +26,14 @@ MERGED = Path(__file__).parent.parent / "query_api" / "static" / "openapi.json"
 SERVICES = ("command_api", "query_api")
 """Packages whose ``app.create_app()`` is an application with nothing behind it, to be described."""
 
+TAGS = {
+    "vessels": "The fleet.",
+    "equipment": "What is on the vessels, in service or not.",
+    "operations": "Work done on equipment, and what it cost.",
+    "projection": "How far the read model has got.",
+}
+"""In the order in which the viewers show them."""
+
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 
 _POSITION = {"type": "integer", "minimum": 0, "examples": [42]}
@@ -259,6 +267,7 @@ def merge(documents: list[dict[str, Any]]) -> dict[str, Any]:
             + "\n\n".join(described["info"]["description"] for described in documents),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "servers": [{"url": "/", "description": "The gateway"}],
         "paths": {},
         "components": {},

@@ -35,12 +35,14 @@ SUFFIXES: dict[Format, str] = {
     "application/x-ndjson": "ndjson",
 }
 
-CHUNK_ROWS = 500
+CHUNK_ROWS = 250
+"""Between two chunks other requests have their turn."""
 STALL_SECONDS = 30.0
 """A client that takes nothing for so long has its download ended: it holds a connection and a snapshot."""
 
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _QUALITY = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?", re.ASCII)
+_GUARDED = frozenset("'=+-@\t\r")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
@@ -232,7 +234,8 @@ class _Csv:
         return self._taken()
 
     def chunk(self, items: Sequence[str]) -> bytes:
-        self._writer.writerows([_cell(from_json(item), path) for path in self._paths] for item in items)
+        rows = from_json(f"[{','.join(items)}]")
+        self._writer.writerows([_cell(row, path) for path in self._paths] for row in rows)
         return self._taken()
 
     def _taken(self) -> bytes:
@@ -250,13 +253,9 @@ def writer_of(format_: Format, columns: Sequence[str]) -> _Ndjson | _Csv:
 def _cell(value: Any, path: Sequence[str]) -> str:
     for member in path:
         value = value[member]
-    match value:
-        case None:
-            return ""
-        case str():
-            return guarded(value)
-        case _:
-            return to_json(value).decode()  # numbers, true and false, objects
+    if isinstance(value, str):
+        return guarded(value) if value[:1] in _GUARDED else value
+    return "" if value is None else to_json(value).decode()  # numbers, true and false, objects
 
 
 def guarded(text: str) -> str:

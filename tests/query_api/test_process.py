@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
+import psycopg
+import pytest
 
+from query_api import equipment, operations, projection, vessels
 from tests.query_api.conftest import Fleet
 
 
@@ -85,3 +88,31 @@ async def test_without_its_database_it_lives_and_is_not_ready(
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 0
+
+
+async def test_the_role_of_queries_may_read_and_nothing_else(database: str) -> None:
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        await connection.execute("SET ROLE fpso_query")
+        await connection.execute("SET search_path = read_model")
+        at_first = {"after_code": "", "after_performed_at": "-infinity", "after_id": "", "limit": 1}
+        filters = dict.fromkeys(
+            "code id vessel_code equipment_code equipment_name type status location name q performed_from"
+            " performed_to".split()
+        )
+        for statement in (
+            vessels.VESSEL,
+            vessels.VESSELS.statement,
+            equipment.ONE,
+            equipment.OF_FLEET.statement,
+            equipment.OF_VESSEL.statement,
+            operations.OPERATION,
+            operations.OPERATIONS.statement,
+            operations.COSTS,
+            projection.PROJECTION,
+            projection.EPOCHS,
+        ):
+            cursor = await connection.execute(statement, {**filters, **at_first})
+            assert await cursor.fetchall()
+        for attempt in ("DELETE FROM read_model.vessels", "SELECT * FROM event_store.stored_events"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                await connection.execute(attempt.encode())
