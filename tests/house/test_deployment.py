@@ -51,12 +51,25 @@ def test_the_image_is_not_root() -> None:
     assert "requirements.txt" not in service  # nothing is installed in it
 
 
-def test_a_client_is_answered_as_by_make_run(tmp_path: Path) -> None:
-    deployed = yaml.safe_load((CHECKOUT / "infra/traefik/traefik.yml").read_text())["entryPoints"]["web"]
+def flat(configuration: dict[str, Any], prefix: str) -> dict[str, str]:
+    """Traefik's static configuration as the environment variables that say the same."""
+    variables: dict[str, str] = {}
+    for name, value in configuration.items():
+        variable = f"{prefix}_{name.upper()}"
+        if isinstance(value, dict):
+            variables |= flat(value, variable)
+        else:
+            variables[variable] = str(value).lower() if isinstance(value, bool) else str(value)
+    return variables
+
+
+def test_a_client_is_answered_as_by_make_run(services: dict[str, Any], tmp_path: Path) -> None:
     local = local_traefik.static_configuration("127.0.0.1:8088", tmp_path, tmp_path)["entryPoints"]["web"]
-    assert deployed["http"] == local["http"]
-    assert deployed["forwardedHeaders"] == local["forwardedHeaders"]
-    assert deployed["transport"]["respondingTimeouts"] == local["transport"]["respondingTimeouts"]
+    edge = {name: local[name] for name in ("http", "forwardedHeaders")}
+    edge["transport"] = {"respondingTimeouts": local["transport"]["respondingTimeouts"]}
+    expected = flat(edge, "TRAEFIK_ENTRYPOINTS_WEB")
+    deployed = services["traefik"]["environment"]
+    assert {name: deployed.get(name) for name in expected} == expected
 
 
 def test_both_gateways_tell_commands_from_the_rest_alike() -> None:
