@@ -241,12 +241,12 @@ class Answer:
     body: bytes
 
 
-def answer_of(url: str) -> Answer | None:
-    """What GET gives, or None where there is no answer. Never asks a proxy."""
+def answer_of(url: str, method: str = "GET") -> Answer | None:
+    """What it gives, or None where there is no answer. Never asks a proxy."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.hostname or LOOPBACK, parts.port, timeout=PROBE_TIMEOUT)
     try:
-        connection.request("GET", f"{parts.path}?{parts.query}" if parts.query else parts.path)
+        connection.request(method, f"{parts.path}?{parts.query}" if parts.query else parts.path)
         response = connection.getresponse()
         return Answer(response.status, response.read())
     except (OSError, HTTPException):

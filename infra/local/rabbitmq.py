@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +31,17 @@ NODE = "fpso@localhost"  # not the machine's name: the data would be lost with i
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
 EPMD_SECONDS = 5.0
+CONTROL_SECONDS = 30.0
+BROKEN_QUEUES = """
+Lost = fun(Q) ->
+    case {amqqueue:get_type(Q), amqqueue:get_pid(Q)} of
+        {rabbit_quorum_queue, Member} -> element(1, ra:members(Member, 5000)) =/= ok;
+        {rabbit_stream_queue, Pid} -> not (is_pid(Pid) andalso is_process_alive(Pid));
+        _ -> false
+    end
+end,
+[element(4, amqqueue:get_name(Q)) || Q <- rabbit_amqqueue:list(), Lost(Q)].
+"""
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = b"\x01"
 
@@ -65,7 +77,18 @@ class LocalRabbitMQ:
             log=self.directory / "logs" / "epmd.log",
             environment=environment,
         )
-        self.process = Process("rabbitmq", [str(_installed())], log=log, environment=environment)
+        self.process = _Broker(
+            "rabbitmq",
+            [str(_installed())],
+            log=log,
+            environment=environment,
+            running=self.home / "running",
+        )
+
+    @property
+    def ports(self) -> set[int]:
+        """All on which it listens, its epmd included."""
+        return {self.port, self._epmd_port, self._distribution_port}
 
     @property
     def url(self) -> str:
@@ -99,8 +122,11 @@ class LocalRabbitMQ:
         self.process.start()
 
     def wait_until_ready(self) -> None:
-        """Return once it answers AMQP."""
+        """Return once it answers AMQP, with all its queues."""
         self.process.wait_until(self._answers, START_SECONDS)
+        if self.process.is_doubtful and (broken := self._broken_queues()):
+            self._begin_anew(broken)
+        self.process.is_doubtful = False
 
     def stop(self) -> None:
         """Stop the broker in good order, then epmd."""
@@ -118,6 +144,47 @@ class LocalRabbitMQ:
     def resume(self) -> None:
         """Let it go on."""
         self.process.resume()
+
+    def _broken_queues(self) -> str:
+        """What never works again, as Erlang terms: a kill within a second of a queue's declaration does that.
+
+        The broker writes the names of replicated queues half a second late (`ra_directory`, auto_save). A
+        queue whose name was lost has no leader, and a stream no process, for ever.
+        """
+        command = [
+            str(_installed().with_name("rabbitmqctl")),
+            "--quiet",
+            "--timeout",
+            "20",
+            "eval",
+            BROKEN_QUEUES,
+        ]
+        try:
+            asked = subprocess.run(
+                command,
+                env=self.process.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=CONTROL_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return ""
+        answer = asked.stdout.strip()
+        return "" if asked.returncode or answer == "[]" else answer
+
+    def _begin_anew(self, broken: str) -> None:
+        """The event store has it all, and the relay fills new queues from it; the old data is kept once."""
+        self.process.stop(STOP_SECONDS)
+        set_aside = self.home / "data.broken"
+        shutil.rmtree(set_aside, ignore_errors=True)
+        (self.home / "data").rename(set_aside)
+        with self.process.log.open("a") as log:
+            log.write(
+                f"begun anew; the old data is in {set_aside}, for these queues did not survive: {broken}\n"
+            )
+        self.process.start()
+        self.process.wait_until(self._answers, START_SECONDS)
 
     def _answers(self) -> bool:
         """Whether somebody speaks AMQP there: the port alone is open a little earlier."""
@@ -173,6 +240,31 @@ class LocalRabbitMQ:
             "RUNNING_UNDER_SYSTEMD": "true",
             "PATH": os.environ.get("PATH", os.defpath),
         }
+
+
+class _Broker(Process):
+    """The server process, which remembers across lives whether the last one ended by itself."""
+
+    def __init__(
+        self, name: str, command: list[str], *, log: Path, environment: dict[str, str], running: Path
+    ) -> None:
+        super().__init__(name, command, log=log, environment=environment)
+        self._running = running
+        self.is_doubtful = False
+        """Whether an earlier life was ended by a kill, and the queues were not looked at since."""
+
+    def start(self) -> None:
+        """Start it, and note what the last one left."""
+        self.is_doubtful = self.is_doubtful or self._running.exists()
+        self._running.touch()
+        super().start()
+
+    def stop(self, seconds: float) -> None:
+        """Stop it, and note whether that went well."""
+        was_running = self.is_running
+        super().stop(seconds)
+        if was_running and self.exit_code == 0 and not self.is_doubtful:
+            self._running.unlink(missing_ok=True)
 
 
 def _installed() -> Path:

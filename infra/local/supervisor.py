@@ -133,9 +133,9 @@ class Restart:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._pause = 0.0
+        self.pause = 0.0
         self._due_at: float | None = None
-        self._started_at = time.monotonic()
+        self.started_at = time.monotonic()
 
     def attend(self, now: float) -> float:
         """Start the process where it is to be started; gives the seconds until the next look at it."""
@@ -143,7 +143,7 @@ class Restart:
             return WATCH_INTERVAL
         if self._due_at is None:
             self._due_at = now + self._next_pause(now)
-            when = f"in {self._pause:g} s" if self._pause else "at once"
+            when = f"in {self.pause:g} s" if self.pause else "at once"
             _print(
                 f"{self._process.name} ended ({self._process.ended()}) and is started again {when}; "
                 f"its log: {_shown(self._process.log)}"
@@ -151,7 +151,7 @@ class Restart:
         if now < self._due_at:
             return self._due_at - now
         self._due_at = None
-        self._started_at = now
+        self.started_at = now
         try:
             self._process.start()
         except (OSError, NotReady) as error:
@@ -160,11 +160,11 @@ class Restart:
         return WATCH_INTERVAL
 
     def _next_pause(self, now: float) -> float:
-        if now - self._started_at > STEADY_SECONDS:
-            self._pause = 0.0
+        if now - self.started_at > STEADY_SECONDS:
+            self.pause = 0.0
         else:
-            self._pause = min(max(self._pause * 2, PAUSE), PAUSE_MAX)
-        return self._pause
+            self.pause = min(max(self.pause * 2, PAUSE), PAUSE_MAX)
+        return self.pause
 
 
 def _note(fact: str) -> None:

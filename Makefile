@@ -1,0 +1,64 @@
+# Everything that is done with this project, on a machine with Python (3.11 or newer), pip and make.
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# A virtual environment knows its own path, so one that came along with a moved folder is made anew.
+VENV := .venv/made-here-$(shell pwd | cksum | cut -d' ' -f1)
+RUN := .venv/installed-to-run
+DEVELOP := .venv/installed-to-develop
+PIP := $(PYTHON) -m pip --python .venv/bin/python --disable-pip-version-check --quiet --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench openapi clean rabbitmq
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(RUN) rabbitmq ## Run the whole system on this machine until Ctrl-C (FPSO_PORT=8088)
+	@.venv/bin/python -m infra.local.supervisor
+
+test: $(DEVELOP) rabbitmq ## Run all tests, or some: make test ARGS="tests/domain -x"
+	@.venv/bin/python -m pytest $(ARGS)
+
+check: $(DEVELOP) ## Lint, types, import rules, and whether the OpenAPI document is fresh
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python -m infra.openapi --check
+
+bench: $(DEVELOP) rabbitmq ## Measure, each figure beside its reference, into benchmarks/results.json
+	@.venv/bin/python -m benchmarks $(ARGS)
+
+openapi: $(DEVELOP) ## Write the OpenAPI document of both APIs anew
+	@.venv/bin/python -m infra.openapi
+
+clean: ## Remove everything that was made here: .venv, .fpso with all data, caches
+	@$(or $(PYTHON),python3) -m infra.local.clean
+	@rm -rf .venv build *.egg-info .coverage* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+rabbitmq:
+	@sh infra/local/install-rabbitmq.sh
+
+$(VENV):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; this is $$(python3 --version 2>&1). \
+	Say where one is: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version) ..."
+	@rm -rf .venv
+	@$(PYTHON) -m venv --without-pip .venv # pip works from outside: Debian's venv cannot bring one
+	@touch $@
+
+$(RUN): $(VENV) requirements-local.txt pyproject.toml
+	@echo "Installing what the system needs (requirements-local.txt) ..."
+	@$(PIP) install --root-user-action ignore --require-hashes -r requirements-local.txt
+	@$(PIP) install --root-user-action ignore --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEVELOP): $(VENV) requirements-dev.txt pyproject.toml
+	@echo "Installing what tests and checks need (requirements-dev.txt) ..."
+	@$(PIP) install --root-user-action ignore --require-hashes -r requirements-dev.txt
+	@$(PIP) install --root-user-action ignore --no-deps --no-build-isolation --editable .
+	@touch $@ $(RUN)
