@@ -5,6 +5,7 @@ fast sender waits for a slow reader.
 """
 
 import csv
+import re
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,11 @@ from infra.problems import Problem, invalid, pointer_of
 ROWS_MAX = 100_000
 LINE_MAX = 1024 * 1024  # characters; a line of an NDJSON file, or a row with line breaks in its cells
 KNOWN_COLUMNS = ("code", "name", "location", "active")
+DOWNLOADED = ("code", "vessel_code", "name", "location", "attributes", "status", "version", "position")
+"""The members of equipment as the query API gives it. A file that has exactly these is a download, and its
+rows are read as such: attributes from one JSON member, active from the status."""
+# A cell that a spreadsheet would take for a formula comes from a download with an apostrophe in front.
+_GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 Rows = tuple[list[Row], list[RowProblem]]
 
@@ -76,7 +82,12 @@ def _header(reader: Any) -> Sequence[str]:
 
 
 def _by_column(columns: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = dict(zip(columns, cells, strict=True))
+    values: dict[str, Any] = {
+        column: cell[1:] if cell[:1] == "'" and _GUARDED.match(cell) else cell
+        for column, cell in zip(columns, cells, strict=True)
+    }
+    if set(columns) == set(DOWNLOADED):
+        return _downloaded(values | {"attributes": _json_of(values["attributes"])})
     row = {column: values.pop(column) for column in KNOWN_COLUMNS if column in values}
     # An empty cell says nothing: no attribute, and the default for `active`.
     row["attributes"] = {column: cell for column, cell in values.items() if cell}
@@ -84,6 +95,19 @@ def _by_column(columns: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
     if active:
         row["active"] = {"true": True, "false": False}.get(active, active)
     return row
+
+
+def _downloaded(values: dict[str, Any]) -> dict[str, Any]:
+    """A row of a download; on which vessel and at which version it was is not the register's to say."""
+    row = {name: values[name] for name in ("code", "name", "location", "attributes")}
+    return row | {"active": {"active": True, "inactive": False}.get(values["status"], values["status"])}
+
+
+def _json_of(cell: str) -> Any:
+    try:
+        return from_json(cell)
+    except ValueError:
+        return cell
 
 
 def ndjson_rows(lines: Iterator[str]) -> Rows:
@@ -109,6 +133,8 @@ def ndjson_rows(lines: Iterator[str]) -> Rows:
 
 
 def _by_member(values: dict[str, Any]) -> dict[str, Any]:
+    if values.keys() == set(DOWNLOADED):
+        return _downloaded(values)
     row = {name: values.pop(name) for name in KNOWN_COLUMNS if name in values}
     nested = values.pop("attributes", None)
     # A member that is null says nothing.

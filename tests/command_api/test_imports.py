@@ -97,6 +97,38 @@ async def test_an_ndjson_file_is_registered(api: httpx.AsyncClient, database: st
     assert stored(database)["B"][0][1]["attributes"] == {"maker": "ACME"}
 
 
+@pytest.mark.parametrize(
+    ("content_type", "content"),
+    [
+        (
+            "text/csv",
+            "code,vessel_code,name,location,attributes,status,version,position\r\n"
+            'A,OLD,n,l,"{""maker"":""ACME""}",inactive,7,99\r\n\'-B,OLD,\'=x,l,{},active,1,2\r\n',
+        ),
+        (
+            "application/x-ndjson",
+            '{"code":"A","vessel_code":"OLD","name":"n","location":"l","attributes":{"maker":"ACME"},'
+            '"status":"inactive","version":7,"position":99}\n'
+            '{"code":"-B","vessel_code":"OLD","name":"=x","location":"l","attributes":{},'
+            '"status":"active","version":1,"position":2}\n',
+        ),
+    ],
+)
+async def test_a_download_can_be_imported(
+    api: httpx.AsyncClient, database: str, content_type: str, content: str
+) -> None:
+    answer = await send(api, content.encode(), content_type)
+    assert (answer.json()["registered"], answer.json()["deactivated"]) == (2, 1)
+    assert stored(database)["A"][0][1] == {
+        "code": "A",
+        "vessel_code": "VAL",
+        "name": "n",
+        "location": "l",
+        "attributes": {"maker": "ACME"},
+    }
+    assert stored(database)["-B"][0][1]["name"] == "=x"
+
+
 async def test_an_import_is_all_or_nothing_by_default(api: httpx.AsyncClient, database: str) -> None:
     await api.post("/v1/vessels/VAL/equipment", json={"code": "TAKEN", "name": "n", "location": "l"})
     before = stored(database)
