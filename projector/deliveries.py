@@ -34,6 +34,7 @@ RECONNECT_PAUSE_MAX = 5.0  # seconds
 UNSETTLED = 2**63 - 1  # no checkpoint gets there
 
 CONSUMING = Gauge("fpso_projector_consuming", "1 while there is a consumer at the broker")
+DELIVERED = Counter("fpso_projector_deliveries_total", "Deliveries, duplicates and foreign ones included")
 UNACKNOWLEDGED = Gauge("fpso_projector_unacknowledged_deliveries", "Deliveries not acknowledged yet")
 SET_ASIDE = Counter("fpso_projector_dead_letters_total", "Deliveries that were not events of this system")
 
@@ -125,6 +126,7 @@ class Deliveries:
     def _receive(self, message: DeliveredMessage) -> None:
         delivery = Delivery(message.delivery_tag or 0, UNSETTLED)
         self._unacknowledged.append(delivery)
+        DELIVERED.inc()
         UNACKNOWLEDGED.inc()
         try:
             event = event_of_message(message.header.properties.headers or {}, message.body)

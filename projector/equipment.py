@@ -6,7 +6,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from events.state import EquipmentState
 
@@ -28,32 +28,59 @@ async def load_equipment(connection: AsyncConnection[Any], codes: Collection[str
     async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
         await cursor.execute(
             """
-            SELECT code, vessel_code, name, location, attributes, status, version, position FROM equipment
+            SELECT code, position, vessel_code, name, location, attributes::text, status, version
+            FROM equipment
             WHERE code = ANY(%s)
             """,
             [list(codes)],
         )
         return {
-            row[0]: EquipmentRow(row[0], EquipmentState(*row[1:7]), row[7]) for row in await cursor.fetchall()
+            code: EquipmentRow(
+                code,
+                EquipmentState(vessel_code, name, location, from_json(attributes), status, version),
+                position,
+            )
+            for (
+                code,
+                position,
+                vessel_code,
+                name,
+                location,
+                attributes,
+                status,
+                version,
+            ) in await cursor.fetchall()
         }
 
 
 async def write_equipment(connection: AsyncConnection[Any], rows: Collection[EquipmentRow]) -> None:
     """Copy the new of ``rows``, update the others."""
-    new = [_columns(row) for row in rows if row.is_new]
-    changed = [_columns(row) for row in rows if not row.is_new]
+    new = [row for row in rows if row.is_new]
+    changed = [row for row in rows if not row.is_new]
     if new:
         async with (
             connection.cursor() as cursor,
             cursor.copy(
                 """
-            COPY equipment (code, vessel_code, name, location, attributes, status, version, position)
-            FROM STDIN
-            """
+                COPY equipment (code, vessel_code, name, location, attributes, status, version, position)
+                FROM STDIN
+                """
             ) as copy,
         ):
-            for columns in new:
-                await copy.write_row(columns)
+            for row in new:
+                state = row.state
+                await copy.write_row(
+                    (
+                        row.code,
+                        state.vessel_code,
+                        state.name,
+                        state.location,
+                        to_json(state.attributes).decode(),
+                        state.status,
+                        state.version,
+                        row.position,
+                    )
+                )
     if changed:
         await connection.execute(
             """
@@ -61,25 +88,27 @@ async def write_equipment(connection: AsyncConnection[Any], rows: Collection[Equ
                 vessel_code = changed.vessel_code, name = changed.name, location = changed.location,
                 attributes = changed.attributes, status = changed.status, version = changed.version,
                 position = changed.position
-            FROM unnest(
-                %s::text[], %s::text[], %s::text[], %s::text[], %s::jsonb[], %s::text[], %s::bigint[],
-                %s::bigint[]
-            ) AS changed (code, vessel_code, name, location, attributes, status, version, position)
+            FROM json_to_recordset(%s) AS changed (
+                code text, vessel_code text, name text, location text, attributes jsonb, status text,
+                version bigint, position bigint
+            )
             WHERE equipment.code = changed.code
             """,
-            [list(column) for column in zip(*changed, strict=True)],
+            [
+                to_json(
+                    [
+                        {
+                            "code": row.code,
+                            "vessel_code": row.state.vessel_code,
+                            "name": row.state.name,
+                            "location": row.state.location,
+                            "attributes": row.state.attributes,
+                            "status": row.state.status,
+                            "version": row.state.version,
+                            "position": row.position,
+                        }
+                        for row in changed
+                    ]
+                ).decode()
+            ],
         )
-
-
-def _columns(row: EquipmentRow) -> tuple[Any, ...]:
-    state = row.state
-    return (
-        row.code,
-        state.vessel_code,
-        state.name,
-        state.location,
-        to_json(state.attributes).decode(),
-        state.status,
-        state.version,
-        row.position,
-    )

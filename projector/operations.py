@@ -6,6 +6,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
+from pydantic_core import to_json
 
 from events.state import Operation
 
@@ -63,15 +64,21 @@ async def write_operations(connection: AsyncConnection[Any], rows: Collection[Op
             """
             UPDATE operations SET
                 voided = changed.voided, version = changed.version, position = changed.position
-            FROM unnest(%s::text[], %s::boolean[], %s::bigint[], %s::bigint[])
-                AS changed (id, voided, version, position)
+            FROM json_to_recordset(%s) AS changed (id text, voided boolean, version bigint, position bigint)
             WHERE operations.id = changed.id
             """,
             [
-                [row.id for row in changed],
-                [row.operation.voided for row in changed],
-                [row.operation.version for row in changed],
-                [row.position for row in changed],
+                to_json(
+                    [
+                        {
+                            "id": row.id,
+                            "voided": row.operation.voided,
+                            "version": row.operation.version,
+                            "position": row.position,
+                        }
+                        for row in changed
+                    ]
+                ).decode()
             ],
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
+from pydantic_core import to_json
 
 from events.state import VesselState
 
@@ -58,8 +59,9 @@ async def write_vessels(connection: AsyncConnection[Any], rows: Collection[Vesse
     await connection.execute(
         """
         INSERT INTO vessels (code, name, status, active, inactive, version, position)
-        SELECT * FROM unnest(
-            %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::bigint[], %s::bigint[]
+        SELECT code, name, status, active, inactive, version, position FROM json_to_recordset(%s) AS changed (
+            code text, name text, status text, active integer, inactive integer, version bigint,
+            position bigint
         )
         ON CONFLICT (code) DO UPDATE SET (name, status, active, inactive, version, position) = (
             excluded.name, excluded.status, excluded.active, excluded.inactive, excluded.version,
@@ -67,12 +69,19 @@ async def write_vessels(connection: AsyncConnection[Any], rows: Collection[Vesse
         )
         """,
         [
-            [row.code for row in rows],
-            [row.state.name for row in rows],
-            [row.state.status for row in rows],
-            [row.active for row in rows],
-            [row.inactive for row in rows],
-            [row.state.version for row in rows],
-            [row.position for row in rows],
+            to_json(
+                [
+                    {
+                        "code": row.code,
+                        "name": row.state.name,
+                        "status": row.state.status,
+                        "active": row.active,
+                        "inactive": row.inactive,
+                        "version": row.state.version,
+                        "position": row.position,
+                    }
+                    for row in rows
+                ]
+            ).decode()
         ],
     )
