@@ -1,7 +1,7 @@
 """An appender for tests: what the command side does, by plain SQL, so that it can also do it wrong."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,18 +9,20 @@ from typing import Any
 import psycopg
 from psycopg import Connection, sql
 
-from events.catalogue import encode, stamped
+from events.catalogue import encode, encode_metadata, stamped
 from events.equipment import EquipmentRegistered
 from events.event import EventData
 from events.vessel import VesselRegistered
 from infra.event_store.recorder import APPEND_LOCK_KEY
 
-METADATA: Mapping[str, str] = {
-    "actor": "tester",
-    "auth_type": "unauthenticated",
-    "correlation_id": "correlation-1",
-    "causation_id": "cause-1",
-}
+METADATA = encode_metadata(
+    {
+        "actor": "tester",
+        "auth_type": "unauthenticated",
+        "correlation_id": "correlation-1",
+        "causation_id": "cause-1",
+    }
+)
 PASSWORD = "of-tests-only"
 FIRST_TIME = datetime(2024, 5, 1, tzinfo=UTC)
 
