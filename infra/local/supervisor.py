@@ -80,10 +80,15 @@ class Supervisor:
             return 0
         finally:
             self._is_starting = False
-            _print("stopping…")
-            self.system.stop()
-            _print("stopped")
+            self._stop_system()
         return 0
+
+    def _stop_system(self) -> None:
+        if self.system.processes:
+            _print("stopping…")
+        self.system.stop()
+        if self.system.processes:
+            _print("stopped")
 
     def _catch_signals(self) -> socket.socket:
         """What becomes readable when a signal has come, the end of a child included."""
