@@ -21,6 +21,7 @@ from events.event import Event
 from infra import logs, service
 from infra.broker import (
     EVENTS_EXCHANGE,
+    PUBLISH_TIMEOUT,
     RELAY_QUEUE,
     BrokerSettings,
     BrokerUnavailable,
@@ -68,6 +69,8 @@ class RelaySettings(BrokerSettings):
 
     relay_window_events: PositiveInt = 500
     """How many events are handed over before their confirms are waited for."""
+    relay_publish_seconds: PositiveSeconds = PUBLISH_TIMEOUT
+    """The time limit of every publish, from handing it over to its confirm."""
     relay_drain_seconds: PositiveSeconds = 5.0
     """How long SIGTERM waits for outstanding confirms."""
 
@@ -183,7 +186,7 @@ class Relay:
         log.info("leading", extra={"term": leadership.term})
 
     async def _publish_everything(self, leadership: Leadership, connection: AbstractConnection) -> None:
-        publisher = await Publisher.on(connection)
+        publisher = await Publisher.on(connection, self._settings.relay_publish_seconds)
         await declare_topology(connection, self._settings)
         if not await stream_exists(connection):
             # In this order: a relay that dies in between finds a stream to be filled.

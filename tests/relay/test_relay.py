@@ -185,7 +185,7 @@ async def test_a_broker_that_does_not_answer_is_given_up(
     store: Store, relay: Relays, broker_url: str, connection: AbstractConnection
 ) -> None:
     store.register_vessel()
-    async with proxy_before(broker_url) as (proxy, url), relay(url) as process:
+    async with proxy_before(broker_url) as (proxy, url), relay(url, relay_publish_seconds="1") as process:
         await until(lambda: checkpoint(store) == 1, "the relay leads")
         proxy.freeze()
         last = store.register_equipment("A")
