@@ -131,8 +131,12 @@ def _output(command: list[str], environment: Mapping[str, str] | None) -> str:
 def postgres_server(kind: Kind, directory: Path) -> Iterator[Postgres]:
     """A PostgreSQL server for the whole run."""
     if kind == "local":
-        with LocalPostgres(directory) as server:
-            yield Postgres(server.url)
+        private = LocalPostgres(directory)
+        try:
+            with private as server:
+                yield Postgres(server.url)
+        finally:
+            private.remove()  # for root it lies outside of the directory
         return
     from testcontainers.community.postgres import PostgresContainer
 
