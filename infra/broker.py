@@ -33,9 +33,6 @@ from events.event import Event
 from infra.settings import PositiveInt, Settings
 
 log = logging.getLogger(__name__)
-# What it logs as errors, with tracebacks, is raised too, and told once by whoever decides what it means.
-for _name in ("aiormq.connection", "aiormq.channel"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 EVENTS_EXCHANGE = "fpso.events"
 AUDIT_EXCHANGE = "fpso.audit"

@@ -48,3 +48,6 @@ def configure(service: str, level: str) -> None:
     # They log each request, each statement or each retry: facts that belong to metrics.
     for name in ("uvicorn.access", "httpx", "aiormq", "aio_pika", "psycopg.pool", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # What these log as errors, with tracebacks, is raised too, and told by whoever decides what it means.
+    for name in ("aiormq.connection", "aiormq.channel"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

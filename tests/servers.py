@@ -25,6 +25,8 @@ POSTGRES_IMAGE = "postgres:18"
 RABBITMQ_IMAGE = "rabbitmq:4"
 TEMPLATE = "fpso_template"
 USER = "fpso"  # and password, of servers that live as long as the tests
+DISPOSABLE = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
+"""Settings of a database server that lives as long as the tests."""
 VHOSTS_AT_A_TIME = 50
 
 Kind = Literal["containers", "local"]
@@ -144,7 +146,9 @@ def postgres_server(kind: Kind, directory: Path) -> Iterator[Postgres]:
     container = PostgresContainer(
         POSTGRES_IMAGE, username="fpso", password="fpso", dbname="fpso", driver=None
     )
-    with container.with_command("postgres -c max_connections=300 -c fsync=off") as server:
+    with container.with_command(
+        ["postgres", *(f"-c{name}={value}" for name, value in DISPOSABLE.items())]
+    ) as server:
         yield Postgres(server.get_connection_url())
 
 

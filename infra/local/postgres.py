@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -62,8 +63,9 @@ SETTINGS = {
 class LocalPostgres:
     """One server with its data in ``directory``/postgres; a context manager, or `start` and `stop`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory.absolute()
+        self.settings = {**SETTINGS, **(settings or {})}
         self.port = free_port()
         self.passwords = Passwords(self.directory)
         self._process: _Postmaster | None = None
@@ -133,7 +135,7 @@ class LocalPostgres:
             self._initialize(binaries, data, account)
         elif OWNER not in self.passwords:
             raise Unavailable(f"{self.passwords.file} is gone, and with it the way into {data}: make clean.")
-        settings = SETTINGS | {"port": str(self.port)}
+        settings = self.settings | {"port": str(self.port)}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return _Postmaster(
             "postgres",

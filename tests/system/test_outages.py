@@ -12,6 +12,7 @@ import pytest
 
 from events.cloudevents import event_of_message
 from events.event import Event
+from infra.local import clean
 from infra.local.rabbitmq import server_program
 from infra.local.system import Options, System
 from tests.system.client import Client, wait_until
@@ -27,8 +28,10 @@ DEADLINE = 60.0  # seconds
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system whose servers are its own, to be stopped and killed; two projectors and two relays."""
     options = Options(replicas={"projector": 2, "relay": 2})
-    with System(tmp_path_factory.mktemp("own"), options) as system:
+    directory = tmp_path_factory.mktemp("own")
+    with System(directory, options) as system:
         yield system
+    clean.remove(directory)
 
 
 @pytest.fixture

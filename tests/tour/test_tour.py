@@ -14,6 +14,7 @@ from shutil import which
 
 import pytest
 
+from infra.local import clean
 from infra.local.system import Options, System
 from tests.tour.transcript import steps
 
@@ -30,6 +31,7 @@ def gateway(tmp_path: Path) -> Iterator[str]:
         return
     with System(tmp_path / "fpso", Options()) as system:
         yield system.gateway_url
+    clean.remove(tmp_path / "fpso")
 
 
 class Shell:
