@@ -94,6 +94,9 @@ async def refusals() -> AsyncIterator[None]:
         raise BrokerUnavailable("no answer in time") from error
     except (AMQPError, OSError) as error:
         raise BrokerUnavailable(cause_of(error)) from error
+    except StopAsyncIteration as error:
+        # What aiormq lets out when the broker goes away in the middle of the handshake.
+        raise BrokerUnavailable("the connection was lost during the handshake") from error
     except RuntimeError as error:
         # aio-pika's word for a connection that was closed meanwhile.
         raise BrokerUnavailable(str(error)) from error

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
@@ -187,6 +188,28 @@ async def test_a_broker_that_is_not_there_is_unavailable(broker_url: str) -> Non
         with pytest.raises(BrokerUnavailable):
             async with connected(url, "test"):
                 pass
+
+
+@pytest.mark.parametrize("said_bytes", [0, 7, 300, 600])
+async def test_a_broker_that_goes_away_in_the_handshake_is_unavailable(
+    broker_url: str, said_bytes: int
+) -> None:
+    broker = urlsplit(broker_url)
+
+    async def say_little(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_broker, to_broker = await asyncio.open_connection(broker.hostname, broker.port)
+        to_broker.write(await reader.read(8))
+        writer.write((await from_broker.read(4096))[:said_bytes])
+        await writer.drain()
+        writer.close()
+        to_broker.close()
+
+    async with await asyncio.start_server(say_little, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = broker._replace(netloc=f"fpso:fpso@127.0.0.1:{port}").geturl()
+        with pytest.raises(BrokerUnavailable):
+            async with connected(url, "test"):
+                pytest.fail("nobody can be connected to it")
 
 
 async def test_an_unavailable_broker_is_never_named_with_its_password() -> None:
