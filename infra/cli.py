@@ -19,8 +19,10 @@ from urllib.parse import quote, urlsplit
 import click
 
 if TYPE_CHECKING:
+    import asyncio
+
     import httpx
-    from aio_pika.abc import AbstractIncomingMessage
+    from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
@@ -291,6 +293,10 @@ def _print_projection(found: Mapping[str, Any]) -> None:
 # --- tail -------------------------------------------------------------------------------------------------
 
 
+class _NobodyReads(Exception):
+    """Standard output is a pipe whose reader has gone."""
+
+
 @main.command()
 @click.option(
     "--type",
@@ -327,6 +333,9 @@ def tail(patterns: tuple[str, ...], from_position: int | None, count: int | None
         asyncio.run(_tail(amqp_url, patterns, from_position, count, as_json=as_json))
     except KeyboardInterrupt:
         return  # the way to end it
+    except _NobodyReads:
+        # `fpso tail | head` has what it wanted; Python would flush into the closed pipe once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def _tail(
@@ -337,32 +346,56 @@ async def _tail(
     from infra import broker
 
     shown, last = 0, (from_position or 1) - 1
-    # A consumer of a stream says where to begin; `next` is what comes from now on.
-    arguments = {"x-stream-offset": "first" if from_position else "next"}
     try:
         async with broker.connected(amqp_url, "fpso tail") as connection, broker.refusals():
-            channel = await connection.channel()
-            await channel.set_qos(prefetch_count=PREFETCH)
-            stream = await channel.get_queue(broker.STREAM_QUEUE, ensure=True)
-            async with stream.iterator(arguments=arguments) as messages:
-                async for message in messages:
-                    await message.ack()
-                    event = _event_of(message)
-                    # What was published twice after a failure of the broker is shown once.
-                    if event is None or event.position <= last:
-                        continue
-                    last = event.position
-                    if patterns and not any(_matches(event.type, pattern) for pattern in patterns):
-                        continue
-                    _print_event(event, as_json=as_json)
-                    shown += 1
-                    if shown == count:
-                        return
+            delivered = await _streamed(connection, is_from_first=from_position is not None)
+            while (message := await delivered.get()) is not None:
+                await message.ack()
+                event = _event_of(message)
+                # What was published twice after a failure of the broker is shown once.
+                if event is None or event.position <= last:
+                    continue
+                last = event.position
+                if patterns and not any(_matches(event.type, pattern) for pattern in patterns):
+                    continue
+                _print_event(event, as_json=as_json)
+                shown += 1
+                if shown == count:
+                    return
         raise Unreachable("The broker closed the connection.")
     except broker.BrokerUnavailable as error:
         if isinstance(error.__cause__, ChannelNotFoundEntity):
             raise Unreachable(f"The broker has no {broker.STREAM_QUEUE} yet: does the relay run?") from None
         raise Unreachable(f"The broker at {_address(amqp_url)} cannot be followed: {error}") from None
+
+
+async def _streamed(
+    connection: AbstractConnection, *, is_from_first: bool
+) -> asyncio.Queue[AbstractIncomingMessage | None]:
+    """What the stream delivers until the connection is closed, and None where the broker ends it.
+
+    aio-pika's iterator of a queue is not used: when it ends, it refuses (``basic.nack``) what it has not
+    given out, which a stream answers by closing the connection.
+    """
+    import asyncio
+
+    from infra import broker
+
+    # As many as may be out unacknowledged, and the end.
+    delivered: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue(PREFETCH + 1)
+
+    def end(*_: object) -> None:
+        if not delivered.full():
+            delivered.put_nowait(None)
+
+    channel = await connection.channel()
+    channel.close_callbacks.add(end)
+    (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(end)
+    await channel.set_qos(prefetch_count=PREFETCH)
+    stream = await channel.get_queue(broker.STREAM_QUEUE, ensure=True)
+    # A consumer of a stream says where to begin; `next` is what comes from now on.
+    await stream.consume(delivered.put, arguments={"x-stream-offset": "first" if is_from_first else "next"})
+    return delivered
 
 
 def _event_of(message: AbstractIncomingMessage) -> Event | None:
@@ -389,7 +422,7 @@ def _print_event(event: Event, *, as_json: bool) -> None:
     from events.values import time_text
 
     if as_json:
-        click.echo(to_json(json_of(event)))
+        _write_line(to_json(json_of(event)).decode())
         return
     colour = "cyan" if event.type.startswith("fpso.vessel.") else "green"
     line = Text.assemble(
@@ -405,7 +438,17 @@ def _print_event(event: Event, *, as_json: bool) -> None:
         " ",
         (event.metadata.actor, "dim"),
     )
-    _console().print(line, soft_wrap=True)
+    console = _console()
+    with console.capture() as captured:
+        console.print(line, soft_wrap=True, end="")
+    _write_line(captured.get())
+
+
+def _write_line(line: str) -> None:
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise _NobodyReads from None
 
 
 def _address(url: str) -> str:
