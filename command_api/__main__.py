@@ -27,9 +27,10 @@ async def main() -> None:
     app = create_app(settings.auth)
     async with Service("command_api", settings).running() as service, connected(app, settings) as commands:
         service.checks["event_store"] = lambda: _check_event_store(commands)
-        forgetting = asyncio.create_task(_forget_answers(commands))
-        await serve(app, settings.http_host, settings.http_port, service.stopping, settings.drain_seconds)
-        forgetting.cancel()
+        async with asyncio.TaskGroup() as group:
+            forgetting = group.create_task(_forget_answers(commands))
+            await serve(app, settings.http_host, settings.http_port, service.stopping, settings.drain_seconds)
+            forgetting.cancel()
 
 
 async def _check_event_store(commands: Commands) -> str | None:
@@ -44,7 +45,7 @@ async def _forget_answers(commands: Commands) -> None:
         await asyncio.sleep(FORGET_ANSWERS_SECONDS)
         try:
             await commands.streams.in_thread(commands.streams.application.recorder.forget_answers)
-        except PersistenceError as error:
+        except (PersistenceError, TimeoutError) as error:
             log.warning("answers not forgotten", extra={"cause": str(error).strip()})
 
 

@@ -1,5 +1,6 @@
 """The bodies of commands: which content types they have, how large they may be."""
 
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -12,6 +13,7 @@ from infra.problems import Problem, invalid
 
 JSON_MAX_BYTES = 1024 * 1024
 IMPORT_MAX_BYTES = 64 * 1024 * 1024
+_CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]+)", re.IGNORECASE)
 DRAIN_MAX_BYTES = 16 * 1024 * 1024
 """So much of a refused body is still read: a sender that is cut off while it sends never sees the answer."""
 
@@ -29,6 +31,9 @@ def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
     """Refuse a body of another type, or one that is compressed."""
     encoding = request.headers.get("content-encoding", "identity")
     content_type = content_type_of(request)
+    charset = _CHARSET.search(request.headers.get("content-type", ""))
+    if charset is not None and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        content_type = f"{content_type} in {charset[1]}"
     if content_type in supported and encoding == "identity":
         return
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
@@ -38,36 +43,27 @@ def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
         f"content encoding {encoding}" if encoding != "identity" else f"content type {content_type or 'none'}"
     )
     detail = f"{refused} is not supported here; send {' or '.join(supported)}"
-    raise Problem(
-        "unsupported-media-type", detail, headers={"Accept": ", ".join(supported)}, supported=supported
-    )
+    name = "Accept-Patch" if request.method == "PATCH" else "Accept"
+    raise Problem("unsupported-media-type", detail, headers={name: ", ".join(supported)}, supported=supported)
 
 
 async def pieces_of(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body piece by piece; a problem once it is larger than ``max_bytes``."""
+    """The body piece by piece; a problem once it is larger than ``max_bytes``.
+
+    Of a body that is too large some more is read, within bounds, so that the sender gets to hear the answer.
+    """
     size = 0
     try:
         async for piece in request.stream():
             size += len(piece)
-            if size > max_bytes:
+            if size > max_bytes + DRAIN_MAX_BYTES:
                 break
-            if piece:
+            if piece and size <= max_bytes:
                 yield piece
-        else:
-            return
-        await _drain(request)
     except ClientDisconnect:
         raise invalid("", "the body is not whole") from None
-    raise Problem("body-too-large", f"the body has more than {max_bytes} bytes", max_bytes=max_bytes)
-
-
-async def _drain(request: Request) -> None:
-    """Read on, within bounds, so that the sender gets to hear the answer."""
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > DRAIN_MAX_BYTES:
-            return
+    if size > max_bytes:
+        raise Problem("body-too-large", f"the body has more than {max_bytes} bytes", max_bytes=max_bytes)
 
 
 class JsonRoute(APIRoute):

@@ -17,10 +17,10 @@ class RegisterVessel:
 
 @dataclass(frozen=True, slots=True)
 class RenameVessel:
-    """Give a vessel another name."""
+    """Give a vessel another name, where one is given."""
 
     code: str
-    name: str
+    name: str | None
     reason: str | None = None
 
 

@@ -12,7 +12,7 @@ from eventsourcing.persistence import PersistenceError
 from prometheus_client import Histogram
 from starlette.responses import Response
 
-from command_api.commands import Command
+from command_api.commands import Command, ImportEquipment
 from command_api.domain.refusals import Refused
 from command_api.handlers import ImportRejected, handle
 from command_api.headers import CommandHeaders
@@ -76,7 +76,8 @@ class ProjectedCheckpoint:
             await self._listener.wait()
             if self._listener.payload.isdecimal():
                 async with self._moved:
-                    self._position = int(self._listener.payload)
+                    # A projector that stands by tells what it knows, which may be older.
+                    self._position = max(self._position, int(self._listener.payload))
                     self._moved.notify_all()
 
     async def reached(self, position: int, seconds: float) -> bool:
@@ -124,7 +125,7 @@ class Dispatcher:
             outcome = "overloaded"
             detail = "The command was not carried out."
             raise Problem("overloaded", detail, headers=RETRY_AFTER) from None
-        except PersistenceError as error:
+        except (PersistenceError, TimeoutError) as error:
             # Recording tells its own outcome; this was reading, before anything was to be recorded.
             log.warning("event store out of reach", extra={"cause": str(error).strip()})
             outcome = "overloaded"
@@ -156,7 +157,12 @@ class Dispatcher:
         give_up_at = time.monotonic() + GIVE_UP_SECONDS
         is_fresh = False
         while time.monotonic() < give_up_at:
-            append = Append([], idempotency_key=key, correlation_id=self.headers.correlation_id)
+            append = Append(
+                [],
+                idempotency_key=key,
+                correlation_id=self.headers.correlation_id,
+                is_alone=isinstance(command, ImportEquipment),
+            )
             store = EventStore(
                 self.commands.streams,
                 is_fresh,
@@ -229,9 +235,8 @@ def _problem_of(refusal: Exception) -> Problem:
                 for row in refusal.problems[:REJECTED_ROWS_MAX]
             ]
             total = len(refusal.problems)
-            return Problem(
-                "import-rejected", f"{total} rows cannot be registered", errors=errors, total=total
-            )
+            detail = "1 row cannot be registered" if total == 1 else f"{total} rows cannot be registered"
+            return Problem("import-rejected", detail, errors=errors, total=total)
         case Problem():
             return refusal
         case _:

@@ -85,7 +85,8 @@ async def register_vessel(command: RegisterVessel, store: EventStore) -> Vessel:
 async def rename_vessel(command: RenameVessel, store: EventStore) -> Vessel:
     vessel = await store.get(Vessel, command.code)
     store.check_version(vessel.version)
-    vessel.rename(command.name, command.reason)
+    if command.name is not None:
+        vessel.rename(command.name, command.reason)
     store.save(vessel)
     return vessel
 

@@ -54,7 +54,7 @@ class CommandHeaders:
 def command_headers(request: Request) -> CommandHeaders:
     """The headers of ``request``, or a problem that names the one that is not valid."""
     headers = request.headers
-    if_match = headers.get("if-match")
+    if_match = if_match_of(request)
     traceparent = headers.get("traceparent", "")
     return CommandHeaders(
         actor=_actor(headers.get("x-actor")),
@@ -67,6 +67,12 @@ def command_headers(request: Request) -> CommandHeaders:
         # W3C Trace Context: a traceparent that cannot be read is ignored.
         traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else None,
     )
+
+
+def if_match_of(request: Request) -> str | None:
+    """The If-Match of ``request``; several header lines are one list (RFC 9110 §5.3)."""
+    lines = request.headers.getlist("if-match")
+    return ", ".join(lines) if lines else None
 
 
 def check_no_if_match(headers: CommandHeaders) -> None:

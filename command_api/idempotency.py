@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from starlette.requests import Request
 
+from command_api.headers import if_match_of
 from infra.problems import Problem
 
 WAIT_FOR_FIRST_SECONDS = 10.0
@@ -22,7 +23,7 @@ class Fingerprint:
             request.url.path,
             request.url.query,
             request.headers.get("content-type", ""),
-            request.headers.get("if-match", ""),
+            if_match_of(request) or "",
         ):
             encoded = part.encode()
             self._hash.update(len(encoded).to_bytes(4))

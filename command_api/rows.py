@@ -10,7 +10,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from pydantic_core import from_json
 
 from command_api.commands import Row, RowProblem
@@ -38,7 +38,7 @@ class _Values(BaseModel):
     name: Name
     location: Location
     attributes: Attributes = Field(default_factory=dict)
-    active: bool = True
+    active: StrictBool = True
 
 
 def csv_rows(lines: Iterator[str]) -> Rows:
@@ -82,12 +82,10 @@ def _header(reader: Any) -> Sequence[str]:
 
 
 def _by_column(columns: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        column: cell[1:] if cell[:1] == "'" and _GUARDED.match(cell) else cell
-        for column, cell in zip(columns, cells, strict=True)
-    }
-    if set(columns) == set(DOWNLOADED):
-        return _downloaded(values | {"attributes": _json_of(values["attributes"])})
+    values: dict[str, Any] = dict(zip(columns, cells, strict=True))
+    if values.keys() == set(DOWNLOADED):
+        plain = {name: cell[1:] if _GUARDED.match(cell) else cell for name, cell in values.items()}
+        return _downloaded(plain | {"attributes": _json_of(plain["attributes"])})
     row = {column: values.pop(column) for column in KNOWN_COLUMNS if column in values}
     # An empty cell says nothing: no attribute, and the default for `active`.
     row["attributes"] = {column: cell for column, cell in values.items() if cell}
@@ -123,7 +121,7 @@ def ndjson_rows(lines: Iterator[str]) -> Rows:
         try:
             values = from_json(text)
         except ValueError as error:
-            rows.refuse(line, None, f"not JSON: {error}")
+            rows.refuse(line, None, f"not JSON: {str(error).rpartition(' at line')[0] or error}")
             continue
         if not isinstance(values, dict):
             rows.refuse(line, None, "not a JSON object")
@@ -135,11 +133,11 @@ def ndjson_rows(lines: Iterator[str]) -> Rows:
 def _by_member(values: dict[str, Any]) -> dict[str, Any]:
     if values.keys() == set(DOWNLOADED):
         return _downloaded(values)
-    row = {name: values.pop(name) for name in KNOWN_COLUMNS if name in values}
-    nested = values.pop("attributes", None)
     # A member that is null says nothing.
-    attributes = {name: value for name, value in values.items() if value is not None}
-    row["attributes"] = {**attributes, **nested} if isinstance(nested, dict) else nested or attributes
+    values = {name: value for name, value in values.items() if value is not None}
+    row = {name: values.pop(name) for name in KNOWN_COLUMNS if name in values}
+    nested = values.pop("attributes", {})
+    row["attributes"] = {**values, **nested} if isinstance(nested, dict) else nested
     return row
 
 
@@ -198,7 +196,8 @@ def decoded_lines(next_piece: Callable[[], bytes]) -> Iterator[str]:
         try:
             text = rest + decode(piece, final=not piece)
         except UnicodeDecodeError as error:
-            line = number + 1 + piece[: error.start].count(b"\n")
+            # What the decoder looked at begins with what it had kept of the piece before.
+            line = number + 1 + error.object[: error.start].count(b"\n")
             raise invalid("", f"line {line}: the bytes are not UTF-8") from None
         *lines, rest = text.split("\n")
         for line_text in lines:

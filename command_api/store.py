@@ -27,6 +27,8 @@ from infra.event_store.recorder import Recording
 log = logging.getLogger(__name__)
 
 SNAPSHOT_INTERVAL = 100  # events of a stream
+READ_SECONDS = 20.0
+"""How long a command waits for the event store to be read; a frozen database has no time-outs of its own."""
 
 A = TypeVar("A", Vessel, Equipment)
 T = TypeVar("T")
@@ -71,7 +73,10 @@ class Streams:
 
     async def load_many(self, kind: type[A], streams: Sequence[str]) -> Mapping[str, A]:
         """The aggregates as the event store has them, by stream, those that exist."""
-        found = await self.in_thread(lambda: self.application.streams(streams))
+        return await self.in_thread(lambda: self._load_many(kind, streams))
+
+    def _load_many(self, kind: type[A], streams: Sequence[str]) -> Mapping[str, A]:
+        found = self.application.streams(streams)
         return {
             stream: cast("A", kind.from_events(None, cast("Any", events))) for stream, events in found.items()
         }
@@ -102,9 +107,8 @@ class Streams:
 
     def _take_snapshot(self, snapshot: StreamEvent[Any]) -> None:
         """A snapshot only makes loading faster; that one cannot be taken must not fail anything."""
-        assert self.application.snapshots is not None
         try:
-            self.application.snapshots.put([snapshot])
+            self.application.take_latest_snapshot(snapshot)
         except IntegrityError:
             log.debug("snapshot taken before", extra={"stream": snapshot.stream, "version": snapshot.version})
         except PersistenceError as error:
@@ -112,7 +116,8 @@ class Streams:
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """The result of ``function``, which waits for the database."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        async with asyncio.timeout(READ_SECONDS):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
 @dataclass

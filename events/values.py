@@ -161,7 +161,7 @@ Attributes = Annotated[dict[AttributeKey, AttributeValue], AfterValidator(_attri
 AttributeChanges = dict[AttributeKey, AttributeValue | None]
 Reason = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=500),
+    StringConstraints(strip_whitespace=True, max_length=500),
     AfterValidator(_without_controls_but_space),
 ]
 OperationType = Annotated[

@@ -34,8 +34,8 @@ class Vessel(Aggregate[VesselState, VesselEvent]):
 
     def rename(self, name: str, reason: str | None = None) -> None:
         """Give the vessel another name. The name that it has: nothing happens."""
-        self.check_is_in_service()
         if self.state.name != name:
+            self.check_is_in_service()
             self.record(VesselRenamed(name=name, reason=reason))
 
     def decommission(self, reason: str | None = None) -> None:

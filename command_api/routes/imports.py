@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
 from fastapi import APIRouter
@@ -23,7 +23,8 @@ from infra.web import PathCode
 
 IMPORTS_MAX = 2
 """As many imports a process reads at a time; each takes a thread and the memory of its rows."""
-PIECE_TIMEOUT = 60.0  # seconds
+PIECE_TIMEOUT = 30.0  # seconds
+BODY_TIMEOUT = 300.0  # seconds; 64 MiB at 2 Mbit/s
 
 router = APIRouter(prefix="/v1/vessels", tags=["equipment"])
 
@@ -69,7 +70,7 @@ async def _read(request: Request, fingerprint: Fingerprint, content_type: str) -
     threads: ThreadPoolExecutor = request.app.state.import_threads
     if slots.locked():
         raise Problem("overloaded", "other imports are being read; nothing was changed", headers=RETRY_AFTER)
-    async with slots:
+    async with slots, _in_time():
         pieces = pieces_of(request, IMPORT_MAX_BYTES)
         lines = decoded_lines(_from_thread(pieces, fingerprint))
         try:
@@ -80,8 +81,16 @@ async def _read(request: Request, fingerprint: Fingerprint, content_type: str) -
                 async for _ in pieces:
                     continue
             raise
-        except TimeoutError:
-            raise invalid("", f"nothing of the body came for {PIECE_TIMEOUT:g} s") from None
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """A slow sender must not keep the others from importing."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            yield
+    except TimeoutError:
+        raise invalid("", f"the body was not whole within {BODY_TIMEOUT:g} s") from None
 
 
 def _from_thread(pieces: AsyncIterator[bytes], fingerprint: Fingerprint) -> Callable[[], bytes]:
@@ -89,8 +98,11 @@ def _from_thread(pieces: AsyncIterator[bytes], fingerprint: Fingerprint) -> Call
     loop = asyncio.get_running_loop()
 
     async def receive() -> bytes:
-        async with asyncio.timeout(PIECE_TIMEOUT):
-            piece = await anext(pieces, b"")
+        try:
+            async with asyncio.timeout(PIECE_TIMEOUT):
+                piece = await anext(pieces, b"")
+        except TimeoutError:
+            raise invalid("", f"nothing of the body came for {PIECE_TIMEOUT:g} s") from None
         fingerprint.add(piece)
         return piece
 

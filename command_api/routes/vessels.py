@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from command_api.bodies import JsonRoute
@@ -35,11 +35,12 @@ class RegisterVesselBody(ReasonBody):
 
 
 class RenameVesselBody(ReasonBody):
-    """The vessel's new name."""
+    """The vessel's new name; a patch without one changes nothing (RFC 7396)."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "FPSO Valhalla II"}]})
 
-    name: Name
+    # Absent, it does not change; null it must not be.
+    name: Name = Field(default_factory=str)
 
 
 OptionalReason = Annotated[ReasonBody | None, Body()]
@@ -59,7 +60,8 @@ async def register_vessel(body: RegisterVesselBody, dispatcher: CreationDispatch
 @router.patch("/{code}", **changes(VesselResource, "vessel-not-found", "vessel-decommissioned"))
 async def rename_vessel(code: PathCode, body: RenameVesselBody, dispatcher: RequestDispatcher) -> Response:
     """Rename a vessel. The name that it has already: nothing happens."""
-    return await dispatcher.execute(RenameVessel(code, body.name, body.reason), vessel_answer(200))
+    command = RenameVessel(code, body.name or None, body.reason)
+    return await dispatcher.execute(command, vessel_answer(200))
 
 
 @router.post("/{code}/decommission", **changes(VesselResource, "vessel-not-found"))

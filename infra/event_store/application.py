@@ -13,6 +13,7 @@ from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow
 
+from events.event import StreamEvent
 from infra.database import CONNECT_TIMEOUT
 from infra.event_store.mapper import SNAPSHOT_TOPICS, EventMapper
 from infra.event_store.recorder import Recorder
@@ -51,6 +52,7 @@ class Datastore(PostgresDatastore):
         self.pool.kwargs = {
             "application_name": "command_api",
             "connect_timeout": CONNECT_TIMEOUT,
+            **KEEPALIVE,
             **conninfo_to_dict(url),
             "row_factory": self.pool.kwargs["row_factory"],
         }
@@ -69,6 +71,13 @@ class Datastore(PostgresDatastore):
         return after_connect
 
 
+# A connection whose other end has gone without a word is noticed.
+KEEPALIVE: Mapping[str, int] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
 _SESSION: Mapping[str, str] = {
     "lock_timeout": f"{LOCK_TIMEOUT}s",
     "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT}s",
@@ -123,6 +132,19 @@ class FleetApplication(Application[str]):
     def construct_snapshot_store(self) -> EventStore[str]:
         """See the library."""
         return SnapshotStore(self.mapper, self.factory.aggregate_recorder(purpose="snapshots"))
+
+    def take_latest_snapshot(self, snapshot: StreamEvent[Any]) -> None:
+        """Keep ``snapshot`` instead of the earlier ones of its stream."""
+        assert self.snapshots is not None
+        self.snapshots.put([snapshot])
+        with self.recorder.datastore.get_connection() as connection:
+            connection.execute(
+                """
+                DELETE FROM event_store.stored_snapshots
+                WHERE originator_id = %s AND originator_version < %s
+                """,
+                [snapshot.stream, snapshot.version],
+            )
 
     def streams(self, streams: Sequence[str]) -> Mapping[str, list[DomainEventProtocol[str]]]:
         """The events of many streams at once."""

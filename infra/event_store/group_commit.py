@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 
 from eventsourcing.persistence import IntegrityError, InterfaceError, OperationalError, PersistenceError
 from prometheus_client import Counter, Gauge, Histogram
@@ -21,6 +20,10 @@ from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Outc
 
 log = logging.getLogger(__name__)
 
+RECORD_SECONDS = 30.0
+"""How long a command waits for its outcome."""
+ALONE_SECONDS = 120.0
+"""Likewise, for a whole import."""
 RETRY_SECONDS = 10.0
 RETRY_PAUSE = 0.25  # seconds
 
@@ -84,7 +87,15 @@ class GroupCommit:
         self._queue.append(waiting)
         QUEUE_DEPTH.set(len(self._queue))
         self._gathered.set()
-        return await waiting.done
+        try:
+            async with asyncio.timeout(ALONE_SECONDS if append.is_alone else RECORD_SECONDS):
+                return await asyncio.shield(waiting.done)
+        except TimeoutError:
+            # The database neither answers nor refuses: it may be frozen, and its own time-outs with it.
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+                raise Overloaded from None
+            raise OutcomeUnknown from None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["GroupCommit"]:
@@ -114,15 +125,19 @@ class GroupCommit:
         batch: list[_Waiting] = []
         events = 0
         now = time.perf_counter()
-        while self._queue and (
-            not batch or events + len(self._queue[0].append.events) <= self._batch_max_events
-        ):
+        while self._queue and (not batch or self._fits(self._queue[0].append, batch[-1].append, events)):
             waiting = self._queue.popleft()
             events += len(waiting.append.events)
             QUEUE_SECONDS.observe(now - waiting.since)
             batch.append(waiting)
         QUEUE_DEPTH.set(len(self._queue))
         return batch
+
+    def _fits(self, append: Append, last: Append, events: int) -> bool:
+        """Whether ``append`` may come into a batch of so many events that ends with ``last``."""
+        if append.is_alone or last.is_alone:
+            return False
+        return events + len(append.events) <= self._batch_max_events
 
     async def _record_batch(self, batch: Sequence[_Waiting], thread: ThreadPoolExecutor) -> None:
         appends = [waiting.append for waiting in batch]
@@ -163,16 +178,18 @@ class GroupCommit:
         """Record ``appends``, again and again while the database is out of reach, for a bounded time."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + RETRY_SECONDS
-        is_in_doubt = False
         while True:
-            attempt = partial(self._recorder.append, appends, is_retry=is_in_doubt)
+            is_in_doubt = any(append.is_in_doubt for append in appends)
             try:
-                await loop.run_in_executor(thread, attempt)
+                await loop.run_in_executor(thread, self._recorder.append, appends)
             except AppendLockTimeout:
                 # Another process may be stopped with the lock in its hand; the server will end its session.
                 raise (OutcomeUnknown if is_in_doubt else Overloaded) from None
             except (InterfaceError, OperationalError) as error:
-                is_in_doubt = is_in_doubt or not _is_known_to_have_failed(error)
+                if not _is_known_to_have_failed(error):
+                    is_in_doubt = True
+                    for append in appends:
+                        append.is_in_doubt = True
                 if loop.time() > give_up_at:
                     raise (OutcomeUnknown if is_in_doubt else Overloaded) from error
                 log.warning("append again", extra={"in_doubt": is_in_doubt, "cause": str(error).strip()})

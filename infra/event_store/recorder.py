@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Literal
 from psycopg.types.json import Jsonb
 from pydantic_core import from_json
 
-from infra.event_store.mapper import PendingEvent
+from infra.event_store.mapper import SNAPSHOT_TOPICS, PendingEvent
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,10 @@ class Append:
     """The answer to keep under the key; it may name the position and the time."""
     settled: Recording | None = None
     """Of a command that changes nothing: where what it found was recorded. It may still keep its answer."""
+    is_alone: bool = False
+    """It shares no transaction with other commands, whatever its size."""
+    is_in_doubt: bool = False
+    """An earlier attempt may have committed it."""
     correlation_id: str = ""
     """Of the command, for the log."""
     id: str = field(default_factory=lambda: uuid4().hex[:16])
@@ -114,10 +118,10 @@ class Recorder(PostgresApplicationRecorder):
             SQL("SELECT pg_advisory_xact_lock({})").format(Literal(APPEND_LOCK_KEY))
         ]
 
-    def append(self, appends: Sequence[Append], *, is_retry: bool) -> None:
+    def append(self, appends: Sequence[Append]) -> None:
         """Record ``appends`` in order, in one transaction, and set the outcome of each.
 
-        A retry, after an attempt whose outcome is not known, first looks whether that attempt had committed.
+        Of those in doubt it first looks whether an earlier attempt had committed them.
         Raises what the database raises; then nothing was recorded, unless the answer to the commit was lost.
         """
         with (
@@ -126,7 +130,7 @@ class Recorder(PostgresApplicationRecorder):
             connection.transaction(),
             connection.cursor() as curs,
         ):
-            self._insert_stored_events(curs, (), appends=appends, is_retry=is_retry)
+            self._insert_stored_events(curs, (), appends=appends)
 
     def _insert_stored_events(
         self,
@@ -134,7 +138,6 @@ class Recorder(PostgresApplicationRecorder):
         stored_events: Sequence[StoredEvent],
         *,
         appends: Sequence[Append] = (),
-        is_retry: bool = False,
         **kwargs: Any,
     ) -> None:
         if not appends:
@@ -143,7 +146,7 @@ class Recorder(PostgresApplicationRecorder):
         for append in appends:
             append.outcome = None
         self._lock_table(curs)
-        if is_retry:
+        if any(append.is_in_doubt for append in appends):
             self._recognise_committed(curs, appends)
         self._find_answers(curs, appends)
         self._check_versions(curs, appends)
@@ -331,19 +334,36 @@ class Recorder(PostgresApplicationRecorder):
             return cursor.rowcount
 
     def select_streams(self, streams: Sequence[str]) -> Mapping[str, list[StoredEvent]]:
-        """The events of many streams in one statement, each stream's in order; absent streams are absent."""
+        """Many streams in one statement: of each its latest snapshot, if it has one, and the events after it.
+
+        Absent streams are absent.
+        """
         found: dict[str, list[StoredEvent]] = {}
         with self.datastore.get_connection() as connection, connection.cursor() as curs:
             curs.execute(
                 """
-                SELECT originator_id, originator_version, topic, state FROM event_store.stored_events
-                WHERE originator_id = ANY(%s) ORDER BY originator_id, originator_version
+                WITH wanted AS MATERIALIZED (
+                    SELECT stream, (
+                        SELECT max(originator_version) FROM event_store.stored_snapshots
+                        WHERE originator_id = stream AND topic = ANY(%s)
+                    ) AS version
+                    FROM unnest(%s::text[]) AS stream
+                )
+                SELECT originator_id, originator_version, topic, state
+                FROM wanted
+                JOIN event_store.stored_snapshots ON (originator_id, originator_version) = (stream, version)
+                UNION ALL
+                SELECT originator_id, originator_version, topic, state
+                FROM wanted
+                JOIN event_store.stored_events
+                    ON originator_id = stream AND originator_version > coalesce(version, 0)
+                ORDER BY originator_id, originator_version
                 """,
-                [list(streams)],
+                [list(SNAPSHOT_TOPICS.values()), list(streams)],
             )
             for row in curs:
                 event = StoredEvent(
-                    row["originator_id"], row["originator_version"], row["topic"], row["state"]
+                    row["originator_id"], row["originator_version"], row["topic"], bytes(row["state"])
                 )
                 found.setdefault(row["originator_id"], []).append(event)
         return found

@@ -1,5 +1,7 @@
 """What bad requests get: an answer that says what to mend, and nothing changed."""
 
+from collections.abc import AsyncIterator
+
 import httpx
 import pytest
 
@@ -68,6 +70,12 @@ async def test_parameters_of_a_content_type_are_no_matter(api: httpx.AsyncClient
     assert (await api.post("/v1/vessels", content=b'{"code": "A"}', headers=headers)).status_code == 201
 
 
+async def test_another_character_set_is_415(api: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/json; charset=iso-8859-1"}
+    answer = await api.post("/v1/vessels", content=b'{"code": "A"}', headers=headers)
+    assert problem(answer) == (415, "unsupported-media-type")
+
+
 async def test_a_compressed_body_is_415(api: httpx.AsyncClient) -> None:
     headers = {**JSON, "content-encoding": "gzip"}
     assert problem(await api.post("/v1/vessels", content=b"\x1f\x8b", headers=headers)) == (
@@ -83,9 +91,18 @@ async def test_an_optional_body_has_a_content_type_too(api: httpx.AsyncClient, p
     assert pointers(await api.post(path, json={"reason": 1})) == ["/reason"]
 
 
-async def test_a_large_body_is_413(api: httpx.AsyncClient) -> None:
-    content = b'{"code": "' + b"x" * 1024 * 1024 + b'"}'
-    assert problem(await api.post("/v1/vessels", content=content, headers=JSON)) == (413, "body-too-large")
+@pytest.mark.parametrize("bytes_over", [1, 1000, 3_000_000, 20_000_000])
+async def test_a_large_body_is_413(api: httpx.AsyncClient, bytes_over: int) -> None:
+    content = b'{"code": "' + b"x" * (1024 * 1024 + bytes_over - 12) + b'"}'
+    assert len(content) == 1024 * 1024 + bytes_over
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 65_536):
+            yield content[start : start + 65_536]
+
+    for body in (content, pieces()):
+        answer = await api.post("/v1/vessels", content=body, headers=JSON)
+        assert problem(answer) == (413, "body-too-large")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,11 @@ async def test_a_version_is_matched(api: httpx.AsyncClient, equipment: str) -> N
         assert problem(weak) == (412, "version-mismatch")
 
 
+async def test_several_if_match_lines_are_one_list(api: httpx.AsyncClient, equipment: str) -> None:
+    answer = await api.patch(equipment, json={}, headers=[("If-Match", '"9"'), ("If-Match", '"1"')])
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("tags", ["1", '"1', '"1" "2"', "", "W/1"])
 async def test_a_bad_if_match_is_refused(api: httpx.AsyncClient, equipment: str, tags: str) -> None:
     answer = await api.patch(equipment, json={"name": "x"}, headers={"If-Match": tags})

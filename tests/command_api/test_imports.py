@@ -7,6 +7,8 @@ import httpx
 import psycopg
 import pytest
 
+from command_api.rows import decoded_lines
+from infra.problems import InvalidRequest
 from tests.command_api.conftest import problem
 
 PATH = "/v1/vessels/VAL/equipment/import"
@@ -129,6 +131,19 @@ async def test_a_download_can_be_imported(
     assert stored(database)["-B"][0][1]["name"] == "=x"
 
 
+async def test_an_apostrophe_of_any_other_file_stays(api: httpx.AsyncClient, database: str) -> None:
+    await send(api, b"code,name,location\n'-A,'=n,l\n")
+    assert stored(database)["'-A"][0][1]["name"] == "'=n"
+
+
+@pytest.mark.parametrize("active", [b'"no"', b"0", b'"perhaps"'])
+async def test_active_is_true_or_false(api: httpx.AsyncClient, active: bytes) -> None:
+    row = b'{"code": "A", "name": "n", "location": "l", "active": ' + active + b"}"
+    assert problem(await send(api, row, "application/x-ndjson")) == (422, "import-rejected")
+    nothing = b'{"code": "A", "name": "n", "location": "l", "active": null}'
+    assert (await send(api, nothing, "application/x-ndjson")).json()["registered"] == 1
+
+
 async def test_an_import_is_all_or_nothing_by_default(api: httpx.AsyncClient, database: str) -> None:
     await api.post("/v1/vessels/VAL/equipment", json={"code": "TAKEN", "name": "n", "location": "l"})
     before = stored(database)
@@ -195,6 +210,7 @@ async def test_at_most_a_thousand_errors_are_named_and_all_are_counted(api: http
         (b'code,name,location\nA,"n"x,l\n', "line 2"),
         ("code,name,location\nA,Stållampe,l\n".encode("latin-1"), "line 2"),
         (b"code,name,location\nA,n,l\n\xff\n", "line 3"),
+        (b"\xef\xbb\xbfcode,name,location\ni\xe9,n,l\n", "line 2"),
         (b"code,name,location\n" + b"x" * 1_100_000, "line 2"),
     ],
 )
@@ -205,6 +221,21 @@ async def test_a_file_that_cannot_be_read_names_the_line(
     assert problem(answer) == (422, "invalid-request")
     assert says in answer.json()["detail"]
     assert stored(database) == {}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "line"),
+    [
+        ([b"a\n\xf0\x9f\x98", b"\x80\xff\n\n"], 2),
+        ([b"a\nb\n", b"c\n\xff"], 4),
+        ([b"a\nb", b"\xff"], 2),
+        ([b"a\n\xc3"], 2),
+    ],
+)
+def test_bad_bytes_are_named_by_their_line_however_the_body_comes(pieces: list[bytes], line: int) -> None:
+    coming = iter([*pieces, b""])
+    with pytest.raises(InvalidRequest, match=f"line {line}:"):
+        list(decoded_lines(lambda: next(coming)))
 
 
 @pytest.mark.parametrize(

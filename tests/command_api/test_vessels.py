@@ -39,6 +39,12 @@ async def test_a_vessel_is_renamed_by_a_merge_patch(api: httpx.AsyncClient, vess
     assert pointers(refused) == ["/name"]
 
 
+async def test_an_empty_patch_changes_nothing(api: httpx.AsyncClient, vessel: str) -> None:
+    for patch in ({}, {"reason": "none"}, {"name": "FPSO Valhalla", "reason": ""}):
+        answer = await api.patch(f"/v1/vessels/{vessel}", json=patch)
+        assert (answer.status_code, answer.headers["ETag"]) == (200, '"1"')
+
+
 async def test_what_changes_nothing_is_answered_with_the_last_event(
     api: httpx.AsyncClient, vessel: str
 ) -> None:

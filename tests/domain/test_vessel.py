@@ -52,10 +52,10 @@ def test_a_decommissioned_vessel_takes_no_new_name() -> None:
     assert refused.value.offender == {"vessel_code": "VAL"}
 
 
-def test_a_decommissioned_vessel_does_not_even_take_the_name_that_it_has() -> None:
+def test_a_decommissioned_vessel_renamed_to_the_name_that_it_has_stays_as_it_is() -> None:
     valhalla = vessel(REGISTERED, VesselDecommissioned())
-    with pytest.raises(Refused):
-        valhalla.rename("FPSO Valhalla")
+    valhalla.rename("FPSO Valhalla")
+    assert decided(valhalla) == []
 
 
 def test_a_vessel_is_recommissioned_and_takes_a_name_again() -> None:

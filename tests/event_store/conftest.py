@@ -43,9 +43,9 @@ def an_append(
     return append
 
 
-def appended(recorder: Recorder, *appends: Append, is_retry: bool = False) -> list[Outcome]:
+def appended(recorder: Recorder, *appends: Append) -> list[Outcome]:
     """The outcomes of ``appends``, made in one batch."""
-    recorder.append(appends, is_retry=is_retry)
+    recorder.append(appends)
     outcomes = [append.outcome for append in appends]
     assert all(outcome is not None for outcome in outcomes)
     return [outcome for outcome in outcomes if outcome is not None]

@@ -48,6 +48,24 @@ def test_a_snapshot_of_another_fold_is_ignored(application: FleetApplication, ve
     assert load(application).state == vessel.state
 
 
+def test_a_snapshot_takes_the_place_of_the_earlier_ones(
+    application: FleetApplication, vessel: Vessel
+) -> None:
+    for version in (1, 2):
+        application.take_latest_snapshot(StreamEvent("vessel/VAL", version, vessel.state))
+    assert application.snapshots is not None
+    assert [event.originator_version for event in application.snapshots.get("vessel/VAL")] == [2]
+
+
+def test_many_streams_are_loaded_from_their_snapshots(application: FleetApplication, vessel: Vessel) -> None:
+    application.take_latest_snapshot(StreamEvent("vessel/VAL", 1, vessel.state))
+    (events,) = application.streams(["vessel/VAL"]).values()
+    assert [(event.originator_version, type(event.data).__name__) for event in events] == [  # type: ignore[attr-defined]
+        (1, "VesselState"),
+        (2, "VesselRenamed"),
+    ]
+
+
 def test_many_streams_are_loaded_at_once(application: FleetApplication, vessel: Vessel) -> None:
     found = application.streams(["vessel/NONE", vessel.stream])
     assert {stream: len(events) for stream, events in found.items()} == {"vessel/VAL": 2}

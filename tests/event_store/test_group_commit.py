@@ -1,6 +1,7 @@
 """Many commands to a commit, each with an outcome of its own, whatever happens to the database."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,11 +29,11 @@ class Faulty:
         self.after: list[Exception | None] = []
         self.batches: list[int] = []
 
-    def append(self, appends: Sequence[Append], *, is_retry: bool) -> None:
+    def append(self, appends: Sequence[Append]) -> None:
         self.batches.append(len(appends))
         if self.before and (error := self.before.pop(0)):
             raise error
-        self.recorder.append(appends, is_retry=is_retry)
+        self.recorder.append(appends)
         if self.after and (error := self.after.pop(0)):
             raise error
 
@@ -61,6 +62,53 @@ async def test_a_batch_is_bounded_by_events_and_a_larger_command_goes_alone(reco
         outcomes = await asyncio.gather(*(commit.record(append) for append in appends))
     assert all(isinstance(outcome, Recording) for outcome in outcomes)
     assert faulty.batches == [5, 1, 7]
+
+
+async def test_what_is_to_be_alone_shares_no_commit(recorder: Recorder) -> None:
+    faulty = Faulty(recorder)
+    async with group_commit(faulty).running() as commit:
+        appends = [an_append(f"vessel/{i}", REGISTERED) for i in range(5)]
+        appends[2].is_alone = True
+        outcomes = await asyncio.gather(*(commit.record(append) for append in appends))
+    assert all(isinstance(outcome, Recording) for outcome in outcomes)
+    assert faulty.batches == [2, 1, 2]
+
+
+async def test_doubt_outlives_the_batch_in_which_it_arose(recorder: Recorder) -> None:
+    """A commit whose answer was lost, then an error that makes its commands run again one by one."""
+    faulty = Faulty(recorder)
+    faulty.before = [None, InternalError("tuple is odd")]
+    faulty.after = [lost()]
+    async with group_commit(faulty).running() as commit:
+        outcomes = await asyncio.gather(
+            *(commit.record(an_append(f"vessel/{i}", REGISTERED)) for i in range(3))
+        )
+    assert all(isinstance(outcome, Recording) for outcome in outcomes)
+    assert recorder.max_notification_id() == 3
+
+
+async def test_a_frozen_database_keeps_nobody_waiting_for_ever(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.event_store.group_commit.RECORD_SECONDS", 0.2)
+    thawed = threading.Event()
+
+    class Frozen:
+        def append(self, appends: Sequence[Append]) -> None:
+            thawed.wait(30)
+            recorder.append(appends)
+
+    async with group_commit(Frozen()).running() as commit:
+        started = asyncio.create_task(commit.record(an_append("vessel/started", REGISTERED)))
+        await asyncio.sleep(0.05)
+        queued = asyncio.create_task(commit.record(an_append("vessel/queued", REGISTERED)))
+        with pytest.raises(OutcomeUnknown):
+            await started
+        with pytest.raises(Overloaded):
+            await queued
+        thawed.set()
+    assert recorder.select_events("vessel/started")
+    assert not recorder.select_events("vessel/queued")
 
 
 async def test_a_lone_conflict_is_an_outcome(recorder: Recorder) -> None:

@@ -34,6 +34,11 @@ def keyed(append: Append, key: str = "key", fingerprint: bytes = b"same", actor:
     return append
 
 
+def in_doubt(append: Append) -> Append:
+    append.is_in_doubt = True
+    return append
+
+
 def test_a_batch_is_recorded_in_order(recorder: Recorder) -> None:
     first, second = appended(
         recorder, an_append(VAL, REGISTERED, VesselRenamed(name="x")), an_append(ODIN, REGISTERED)
@@ -73,7 +78,7 @@ def test_in_a_batch_only_the_command_that_conflicts_is_left_out(recorder: Record
 def test_a_lone_command_that_conflicts_is_refused_by_the_primary_key(recorder: Recorder) -> None:
     appended(recorder, an_append(VAL, REGISTERED))
     with pytest.raises(IntegrityError):
-        recorder.append([an_append(VAL, REGISTERED)], is_retry=False)
+        recorder.append([an_append(VAL, REGISTERED)])
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -122,7 +127,8 @@ def test_undated_work_has_the_time_of_its_recording(recorder: Recorder) -> None:
 def test_a_commit_whose_answer_was_lost_is_recognised(recorder: Recorder) -> None:
     append = an_append(VAL, REGISTERED, VesselRenamed(name="x"))
     (first,) = appended(recorder, append)
-    (again,) = appended(recorder, append, is_retry=True)
+    append.is_in_doubt = True
+    (again,) = appended(recorder, append)
     assert again == first
     assert len(recorder.select_events(VAL)) == 2
 
@@ -130,11 +136,11 @@ def test_a_commit_whose_answer_was_lost_is_recognised(recorder: Recorder) -> Non
 def test_it_is_recognised_by_its_id_never_by_its_content(recorder: Recorder) -> None:
     appended(recorder, an_append(VAL, REGISTERED))
     with pytest.raises(IntegrityError):
-        recorder.append([an_append(VAL, REGISTERED)], is_retry=True)
+        recorder.append([in_doubt(an_append(VAL, REGISTERED))])
 
 
 def test_a_retry_of_what_was_not_committed_is_recorded(recorder: Recorder) -> None:
-    (outcome,) = appended(recorder, an_append(VAL, REGISTERED), is_retry=True)
+    (outcome,) = appended(recorder, in_doubt(an_append(VAL, REGISTERED)))
     assert isinstance(outcome, Recording)
 
 
@@ -164,7 +170,7 @@ def test_two_requests_with_one_key_in_one_batch_are_recorded_once(recorder: Reco
 def test_a_refused_command_keeps_no_answer(recorder: Recorder) -> None:
     appended(recorder, an_append(VAL, REGISTERED))
     with pytest.raises(IntegrityError):
-        recorder.append([keyed(an_append(VAL, REGISTERED))], is_retry=False)
+        recorder.append([keyed(an_append(VAL, REGISTERED))])
     assert recorder.find_answer(IdempotencyKey("tester", "key", b"same")) is None
 
 
@@ -191,7 +197,7 @@ def test_an_appender_waits_for_the_lock_and_not_for_ever(recorder: Recorder, dat
     with psycopg.connect(database) as other:
         other.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK_KEY])
         with pytest.raises(AppendLockTimeout):
-            recorder.append([an_append(VAL, REGISTERED)], is_retry=False)
+            recorder.append([an_append(VAL, REGISTERED)])
     (outcome,) = appended(recorder, an_append(VAL, REGISTERED))
     assert isinstance(outcome, Recording)
 
@@ -229,7 +235,7 @@ def test_positions_become_visible_in_order(recorder: Recorder, database: str) ->
 
     def write(writer: int) -> None:
         for i in range(40):
-            recorder.append([an_append(f"vessel/{writer}-{i}", REGISTERED)], is_retry=False)
+            recorder.append([an_append(f"vessel/{writer}-{i}", REGISTERED)])
 
     reader = threading.Thread(target=read)
     reader.start()

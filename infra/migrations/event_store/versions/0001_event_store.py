@@ -91,6 +91,7 @@ def upgrade() -> None:
         GRANT SELECT, INSERT ON event_store.stored_events, event_store.stored_snapshots TO fpso_command;
         GRANT USAGE ON SEQUENCE event_store.stored_events_notification_id_seq TO fpso_command;
         GRANT SELECT, INSERT, UPDATE, DELETE ON event_store.idempotency TO fpso_command;
+        GRANT DELETE ON event_store.stored_snapshots TO fpso_command;
         GRANT SELECT ON event_store.stored_events, event_store.epochs TO fpso_relay, fpso_projector;
         GRANT SELECT, UPDATE ON event_store.leaders TO fpso_relay;
         """

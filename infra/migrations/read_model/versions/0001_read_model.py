@@ -107,5 +107,6 @@ def upgrade() -> None:
         GRANT USAGE ON SCHEMA read_model TO fpso_projector, fpso_query;
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA read_model TO fpso_projector;
         GRANT SELECT ON ALL TABLES IN SCHEMA read_model TO fpso_query;
+        REVOKE INSERT, UPDATE, DELETE ON read_model.alembic_version FROM fpso_projector;
         """
     )
