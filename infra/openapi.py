@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi.openapi.utils import get_fields_from_routes, get_openapi
+from pydantic import TypeAdapter
 
 from infra.problems import CATALOGUE, MEDIA_TYPE, Slug
 
@@ -78,8 +79,31 @@ REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "traceparent": ("W3C Trace Context; stored with the events.", {"type": "string"}),
 }
 
+SECURITY_HEADERS: Mapping[str, str] = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    # Nothing that these APIs answer is meant to be a page; the few pages bring a policy of their own.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""Of every answer that does not set them itself."""
+
+CACHING = "no-store"
+"""Cache-Control of every answer that does not set it itself."""
+
+_EVERY_ANSWER = ("Cache-Control", "X-Correlation-ID", *SECURITY_HEADERS)
+
 RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "Accept": ("The content types that are supported here.", {"type": "string", "examples": ["text/csv"]}),
+    "Accept-Patch": (
+        "The content types that are supported here (RFC 5789).",
+        {"type": "string", "examples": ["application/merge-patch+json, application/json"]},
+    ),
     "Allow": ("The methods that this path has.", {"type": "string", "examples": ["GET, HEAD"]}),
+    "Cache-Control": (
+        "Single resources may be kept and are asked for again with If-None-Match; nothing else is kept.",
+        {"type": "string", "examples": [CACHING, "private, no-cache"]},
+    ),
     "Content-Disposition": (
         "Of downloads: the name of the file.",
         {"type": "string", "examples": ['attachment; filename="equipment.csv"']},
@@ -109,6 +133,21 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Retry-After": ("Seconds to wait before repeating.", {"type": "integer", "minimum": 1, "examples": [1]}),
     "Vary": ("What else the answer depends on.", {"type": "string", "examples": ["Accept"]}),
     "X-Correlation-ID": ("As sent, or as made for this request.", {"type": "string", "maxLength": 128}),
+    **{
+        name: ("For browsers.", {"type": "string", "examples": [value]})
+        for name, value in SECURITY_HEADERS.items()
+    },
+}
+
+# What a problem says in a header.
+_PROBLEM_HEADERS: Mapping[Slug, tuple[str, ...]] = {
+    "idempotency-key-in-use": ("Retry-After",),
+    "outcome-unknown": ("Retry-After",),
+    "overloaded": ("Retry-After",),
+    "read-model-behind": ("Event-Position", "Retry-After"),
+    "unavailable": ("Retry-After",),
+    "unsupported-media-type": ("Accept", "Accept-Patch"),
+    "version-mismatch": ("ETag",),
 }
 
 PROBLEM_SCHEMA: Mapping[str, Any] = {
@@ -170,9 +209,10 @@ def problem_responses(*slugs: Slug) -> dict[int | str, dict[str, Any]]:
             kind.status,
             {
                 "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
-                "headers": response_headers("Retry-After") if kind.status == 503 else {},
+                "headers": {},
             },
         )
+        response["headers"] |= response_headers(*_PROBLEM_HEADERS.get(slug, ()))
         examples = response["content"][MEDIA_TYPE]["examples"]
         examples[slug] = {"$ref": f"#/components/examples/{slug}"}
         response["description"] = "; ".join(f"`{name}`" for name in examples)
@@ -211,9 +251,26 @@ def document(app: FastAPI) -> dict[str, Any]:
     components["headers"] = {
         name: {"description": text, "schema": schema} for name, (text, schema) in RESPONSE_HEADERS.items()
     }
+    for name, examples in _examples_of(app).items():
+        if name in components["schemas"]:
+            components["schemas"][name]["examples"] = examples
     for operation in _operations(described):
         _complete(operation)
+    for item in described["paths"].values():
+        if "patch" in item:
+            bodies = item["patch"]["requestBody"]["content"]
+            bodies["application/merge-patch+json"] = bodies["application/json"]
     return described
+
+
+def _examples_of(app: FastAPI) -> dict[str, list[Any]]:
+    """The examples of the models, as they were written: FastAPI's document has lost every null in them."""
+    schemas: dict[str, dict[str, Any]] = {}
+    for field in get_fields_from_routes(app.routes):
+        annotation: Any = field.field_info.annotation
+        schema = TypeAdapter(annotation).json_schema()
+        schemas |= {schema.get("title", ""): schema, **schema.get("$defs", {})}
+    return {name: schema["examples"] for name, schema in schemas.items() if "examples" in schema}
 
 
 def _operations(described: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -239,7 +296,7 @@ def _complete(operation: dict[str, Any]) -> None:
     for status, response in problem_responses("forbidden", "internal-error").items():
         operation["responses"].setdefault(str(status), response)
     for response in operation["responses"].values():
-        names = {*response.get("headers", {}), "X-Correlation-ID"}
+        names = {*response.get("headers", {}), *_EVERY_ANSWER}
         response["headers"] = response_headers(*sorted(names))
     operation["responses"] = dict(sorted(operation["responses"].items()))
 

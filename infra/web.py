@@ -42,13 +42,9 @@ REQUESTS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
-_OUTGOING = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-    # Nothing that these APIs answer is meant to be a page; the few pages bring a policy of their own.
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"cache-control", b"no-store"),
+_OUTGOING = tuple(
+    (name.lower().encode(), value.encode())
+    for name, value in {**openapi.SECURITY_HEADERS, "Cache-Control": openapi.CACHING}.items()
 )
 """Headers of every answer that does not set them itself."""
 

@@ -21,7 +21,7 @@ def described_single(model: type[BaseModel], missing: Slug) -> dict[str, Any]:
                 "description": "The client's copy is the current one.",
                 "headers": response_headers("ETag", "Event-Position"),
             },
-            **problem_responses(missing, *_EVERY_READ),
+            **_problems(missing),
         },
     }
 
@@ -58,9 +58,17 @@ def described_list(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
                     },
                 },
             },
-            **problem_responses(*problems, *_EVERY_READ),
+            **_problems(*problems),
         },
     }
+
+
+def _problems(*problems: Slug) -> dict[int | str, dict[str, Any]]:
+    """Those that any read may have, and ``problems``. What is not there, is not there at some position."""
+    responses = problem_responses(*problems, *_EVERY_READ)
+    if 404 in responses:
+        responses[404]["headers"] |= response_headers("Event-Position")
+    return responses
 
 
 def _examples(model: type[BaseModel]) -> list[Any]:
@@ -74,6 +82,6 @@ def described_value(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
         "response_model": model,
         "responses": {
             200: {"headers": response_headers("Event-Position")},
-            **problem_responses(*problems, *_EVERY_READ),
+            **_problems(*problems),
         },
     }
