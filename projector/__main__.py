@@ -42,7 +42,7 @@ class Projector:
 
     def __init__(self, settings: ProjectorSettings) -> None:
         self._settings = settings
-        self._store: Pool = reading_pool(settings.database_url, 4, "projector")
+        self._store: Pool = reading_pool(settings.database_url, 5, "projector")
         self._read_model: Pool = writing_pool(settings.read_model_url, 4)
         self._reader = Reader(self._store)
         self._epochs = Epochs(self._reader)
@@ -54,7 +54,9 @@ class Projector:
         )
         self.subscriptions: Sequence[Subscription] = (self.tables, self.event_log)
         self._deliveries = (
-            Deliveries(settings.amqp_url, settings, self.subscriptions) if settings.amqp_url else None
+            Deliveries(settings.amqp_url, settings, self.subscriptions, self._reader, self._epochs)
+            if settings.amqp_url
+            else None
         )
         self._observation_cause: str | None = "not observed yet"
 

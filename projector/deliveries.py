@@ -1,5 +1,8 @@
 """What the broker delivers: our events to the subscriptions, anything else to the dead letters.
 
+Whoever may publish can publish anything, so a delivery is ours only if the event store holds the very same
+event. The relay publishes nothing but what is committed: an event of ours is always found.
+
 A delivery is acknowledged when every projection has committed it. While one of them has stopped there is no
 consumer: the queue is bounded, and what falls out of it is fetched from the event store.
 """
@@ -7,14 +10,16 @@ consumer: the queue is bounded, and what falls out of it is fetched from the eve
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import psycopg
 from aiormq.abc import DeliveredMessage
 from prometheus_client import Counter, Gauge
 
 from events.catalogue import Undecodable
 from events.cloudevents import event_of_message
+from events.event import Event
 from infra.broker import (
     PROJECTOR_QUEUE,
     BrokerSettings,
@@ -24,7 +29,8 @@ from infra.broker import (
     declare_topology,
     loss_of,
 )
-from projector.subscription import Subscription
+from infra.event_store.reader import Reader
+from projector.subscription import ERROR_PAUSE, Epochs, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +54,33 @@ class Delivery:
     """Of its event. It is acknowledged when every checkpoint has got there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A delivery that says that it carries one of our events."""
+
+    delivery: Delivery
+    message: DeliveredMessage
+    event: Event
+
+
 class Deliveries:
     """The consumer of ``fpso.projector``, made again whenever it is lost."""
 
     def __init__(
-        self, amqp_url: str, settings: BrokerSettings, subscriptions: Sequence[Subscription]
+        self,
+        amqp_url: str,
+        settings: BrokerSettings,
+        subscriptions: Sequence[Subscription],
+        reader: Reader,
+        epochs: Epochs,
     ) -> None:
         self._amqp_url = amqp_url
         self._settings = settings
         self._subscriptions = subscriptions
+        self._reader = reader
+        self._epochs = epochs
         self._unacknowledged: deque[Delivery] = deque()
+        self._claims: asyncio.Queue[Claim] = asyncio.Queue(PREFETCH)
         self._foreign: asyncio.Queue[tuple[Delivery, DeliveredMessage, str]] = asyncio.Queue(PREFETCH)
         self._progress = asyncio.Event()
         self._failures = 0
@@ -91,6 +114,7 @@ class Deliveries:
                     tasks = [
                         group.create_task(loss_of(connection)),
                         group.create_task(self._watch(consumption)),
+                        group.create_task(self._verify()),
                         group.create_task(self._set_aside(consumption)),
                     ]
                     await self._acknowledge(consumption)
@@ -110,8 +134,9 @@ class Deliveries:
         CONSUMING.set(0)
         self._unacknowledged.clear()
         UNACKNOWLEDGED.set(0)
-        while not self._foreign.empty():
-            self._foreign.get_nowait()
+        for waiting in (self._claims, self._foreign):
+            while not waiting.empty():
+                waiting.get_nowait()
         for subscription in self._subscriptions:
             subscription.is_delivered_to = False
             subscription.forget_deliveries()
@@ -133,9 +158,51 @@ class Deliveries:
         except Undecodable as error:
             self._foreign.put_nowait((delivery, message, str(error)))
             return
-        delivery.position = event.position
-        for subscription in self._subscriptions:
-            subscription.deliver(event)
+        self._claims.put_nowait(Claim(delivery, message, event))
+
+    async def _verify(self) -> None:
+        """Give the subscriptions what the event store holds too; a batch of whatever has come meanwhile."""
+        while True:
+            batch = [await self._claims.get()]
+            while not self._claims.empty():
+                batch.append(self._claims.get_nowait())
+            stored = await self._stored_at({claim.event.position for claim in batch})
+            for claim in batch:
+                self._decide(claim, stored.get(claim.event.position))
+
+    async def _stored_at(self, positions: set[int]) -> Mapping[int, Event]:
+        """What the event store has there. While it cannot be read nothing is known of any delivery: wait."""
+        has_warned = False
+        while True:
+            try:
+                stored = await self._reader.stored_at(positions)
+                if stored.keys() != positions:
+                    await self._epochs.refresh()
+            except (psycopg.Error, OSError) as error:
+                if not has_warned:
+                    log.warning("cannot verify deliveries", extra={"cause": str(error).strip()})
+                has_warned = True
+                await asyncio.sleep(ERROR_PAUSE)
+            else:
+                return stored
+
+    def _decide(self, claim: Claim, stored: Event | None) -> None:
+        event = claim.event
+        if stored is not None and _are_same(event, stored):
+            claim.delivery.position = event.position
+            for subscription in self._subscriptions:
+                subscription.deliver(event)
+        elif self._epochs.is_void(event):
+            # It was ours until a restore took it back; nobody projects it, and nobody needs to look into it.
+            claim.delivery.position = 0
+            self._progress.set()
+        else:
+            found = f"{stored.id} of epoch {stored.epoch}" if stored else "nothing"
+            cause = (
+                f"not an event of this system: {event.id} of epoch {event.epoch} at position "
+                f"{event.position} is not what the event store holds there ({found})"
+            )
+            self._foreign.put_nowait((claim.delivery, claim.message, cause))
 
     async def _acknowledge(self, consumption: Consumption) -> None:
         """Acknowledge what has been committed, until a projection stops that the broker feeds."""
@@ -163,6 +230,11 @@ class Deliveries:
             log.warning("set aside", extra={"cause": cause, "routing_key": message.routing_key})
             delivery.position = 0
             self._progress.set()
+
+
+def _are_same(delivered: Event, stored: Event) -> bool:
+    """Whether they are the same but for the idempotency key, which does not leave the event store."""
+    return delivered == replace(stored, metadata=replace(stored.metadata, idempotency_key=None))
 
 
 def _first(error: BaseException) -> BaseException:

@@ -7,7 +7,7 @@ to a position never changes behind it. Gaps are positions that a rolled-back app
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -152,6 +152,29 @@ class Reader:
             with suppress(asyncio.CancelledError, psycopg.Error, UnreadableEvent):
                 await reading
 
+    async def stored_at(self, positions: Collection[int]) -> dict[int, Event]:
+        """What is stored at ``positions``, by position; nothing and what cannot be read are left out.
+
+        One statement, whatever the number of positions. They may come from anywhere.
+        """
+        possible = [position for position in positions if 0 < position <= ANY_POSITION]
+        events: dict[int, Event] = {}
+        async with self._pool.connection() as connection:
+            rows = await _select_rows_at(connection, possible)
+        for position, stream, version, type_, state, epoch, previous, previous_of_type in rows:
+            with suppress(Undecodable):
+                events[position] = event_of(
+                    stream,
+                    version,
+                    type_,
+                    state,
+                    position=position,
+                    previous_position=previous,
+                    previous_of_type=previous_of_type,
+                    epoch=epoch,
+                )
+        return events
+
     async def head(self) -> Head:
         """The end of the event store now."""
         async with self._pool.connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
@@ -208,6 +231,30 @@ async def _select_rows(
             ORDER BY notification_id LIMIT %s
             """,
             [position, to, limit],
+        )
+        return await cursor.fetchall()
+
+
+async def _select_rows_at(
+    connection: AsyncConnection[Any], positions: Sequence[int]
+) -> list[tuple[Any, ...]]:
+    async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
+        await cursor.execute(
+            """
+            SELECT notification_id, originator_id, originator_version, topic, state, coalesce(
+                (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id), 1
+            ), coalesce((
+                SELECT before.notification_id FROM event_store.stored_events before
+                WHERE before.notification_id < event.notification_id
+                ORDER BY before.notification_id DESC LIMIT 1
+            ), 0), coalesce((
+                SELECT before.notification_id FROM event_store.stored_events before
+                WHERE before.topic = event.topic AND before.notification_id < event.notification_id
+                ORDER BY before.notification_id DESC LIMIT 1
+            ), 0)
+            FROM event_store.stored_events event WHERE notification_id = ANY(%s::bigint[])
+            """,
+            [positions],
         )
         return await cursor.fetchall()
 

@@ -3,13 +3,14 @@
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 import aio_pika
 import psycopg
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from events.cloudevents import body_of, headers_of
+from events.cloudevents import headers_of
 from events.equipment import EquipmentDeactivated
 from events.event import Event
 from infra.broker import (
@@ -226,8 +227,8 @@ async def test_after_a_broker_restart_the_consumer_is_back(
         await until(process.is_ready, "it is ready again")
 
 
-async def _is_down(process: Process) -> bool:
-    return (await process.checks()).get("broker", "ok") != "ok"
+async def _is_down(process: Process, check: str = "broker") -> bool:
+    return (await process.checks()).get(check, "ok") != "ok"
 
 
 async def test_a_consumer_whose_queue_was_deleted_makes_it_again(
@@ -319,26 +320,77 @@ async def _has_no_consumer(connection: AbstractConnection) -> bool:
         return declared.declaration_result.consumer_count == 0
 
 
-async def test_a_broken_chain_stops_the_projector(
+async def test_a_forged_event_is_set_aside_and_keeps_no_real_one_out(
+    store: Store, projector: Projectors, relaying: Relaying, connection: AbstractConnection
+) -> None:
+    store.register_vessel()
+    head = store.register_equipment("A", "B")
+    events = [event async for batch in relaying._reader.batches(0, 10) for event in batch]
+    last = events[-1]
+    forged = [
+        # The next position, well chained, before the store has come to it.
+        replace(last, position=head + 1, previous_position=head, previous_of_type=head),
+        replace(last, stream="equipment/Z", version=1, position=head + 1, previous_position=head),
+        # Far ahead, behind nothing that there is; and out of all bounds.
+        replace(last, position=head + 2000, previous_position=head + 1999),
+        replace(last, position=2**62, previous_position=2**61, epoch=7),
+        replace(last, position=-5, previous_position=-6),
+        # At the place of a real one.
+        replace(last, data={**last.data, "name": "forged"}),
+        replace(last, version=2),
+        replace(last, previous_position=1),
+    ]
+    async with projector() as process:
+        await until(lambda: is_consuming(process), "it consumes")
+        await relaying.publish(*forged)
+        await until(lambda: _are_set_aside(connection, len(forged)), "the forged ones are set aside")
+        assert checkpoints(store) == {"tables": head, "event_log": head}
+        store.append(("equipment/A", EquipmentDeactivated()), notify=False)
+        await relaying.publish_after(head)
+        await until(is_projected(store, head + 1), "the real one is projected")
+        await until(lambda: all_is_acknowledged(process), "everything is acknowledged")
+        assert await process.is_ready()
+        assert await process.metric("fpso_projector_dead_letters_total") == len(forged)
+    assert store.query("SELECT active, inactive FROM read_model.vessels") == [(1, 1)]
+    assert store.query("SELECT count(*) FROM read_model.event_log") == [(head + 1,)]
+    async with connection.channel() as channel:
+        message = await (await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)).get(timeout=5)
+    assert message is not None
+    cause = str(message.headers["x-fpso-cause"])
+    assert f"at position {head + 1} is not what the event store holds there (nothing)" in cause
+
+
+async def test_while_the_store_cannot_be_read_nothing_is_taken_for_forged(
+    store: Store, projector: Projectors, relaying: Relaying, connection: AbstractConnection
+) -> None:
+    async with projector() as process:
+        await until(lambda: is_consuming(process), "it consumes")
+        store.query("REVOKE SELECT ON event_store.stored_events FROM fpso_projector")
+        try:
+            store.register_vessel()
+            await relaying.publish_after(0)
+            await until(lambda: has_taken(process, 1), "it is delivered")
+            await until(lambda: _is_down(process, "databases"), "the store is missed")
+        finally:
+            store.query("GRANT SELECT ON event_store.stored_events TO fpso_projector")
+        await until(is_projected(store, 1), "it is projected")
+        await until(lambda: all_is_acknowledged(process), "it is acknowledged")
+        assert await process.metric("fpso_projector_dead_letters_total") == 0
+
+
+async def test_what_a_restore_took_back_is_neither_projected_nor_set_aside(
     store: Store, projector: Projectors, relaying: Relaying, connection: AbstractConnection
 ) -> None:
     store.register_vessel()
     store.register_equipment("A")
-    [_, second] = [event async for batch in relaying._reader.batches(0, 10) for event in batch]
+    [_, taken_back] = [event async for batch in relaying._reader.batches(0, 10) for event in batch]
+    store.query("INSERT INTO event_store.epochs VALUES (2, 2, now())")
     async with projector() as process:
         await until(lambda: is_consuming(process), "it consumes")
-        await until(is_projected(store, 2), "it has caught up")
-        channel = await connection.channel()
-        exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
-        headers = {**headers_of(second), "cloudEvents_position": 7, "cloudEvents_previousposition": 1}
-        await exchange.publish(aio_pika.Message(body_of(second), headers=headers), second.type)  # type: ignore[arg-type]
-        await until(lambda: _tables_say(process, "chain-broken"), "it stops")
-        assert checkpoints(store)["tables"] == 2
-        assert store.query("SELECT active FROM read_model.vessels") == [(1,)]
-
-
-async def _tables_say(process: Process, what: str) -> bool:
-    return what in (await process.checks()).get("tables", "")
+        await relaying.publish(taken_back)
+        await until(lambda: has_taken(process, 1), "it is delivered")
+        await until(lambda: all_is_acknowledged(process), "it is acknowledged")
+        assert await process.metric("fpso_projector_dead_letters_total") == 0
 
 
 @pytest.mark.parametrize("has_broker", [True, False])

@@ -67,6 +67,19 @@ async def test_a_read_can_end_at_a_position(store: Store, reader: Reader) -> Non
     assert [event.position for event in await reader.after(positions[0], 10, positions[2])] == positions[1:3]
 
 
+async def test_what_is_stored_at_some_positions_is_what_a_read_in_order_gives(
+    store: Store, reader: Reader
+) -> None:
+    some_history(store)
+    broken = store.append_raw("equipment/C", "fpso.equipment.registered.v1", b"{")
+    events = {event.position: event for event in await reader.after(0, 1000)}
+    burned = set(range(1, broken)) - events.keys()
+    assert burned
+    outside = {-1, 0, broken, broken + 1, 2**63, 2**70}
+    assert await reader.stored_at({*events, *burned, *outside}) == events
+    assert await reader.stored_at([]) == {}
+
+
 async def test_burned_positions_never_stall_a_reader(store: Store, reader: Reader) -> None:
     store.register_vessel()
     [vessel] = await reader.after(0, 10)
