@@ -6,12 +6,12 @@ JSON event format for the feed and the audit log; AMQP protocol binding, binary 
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic_core import from_json, to_json
 
 from events.catalogue import Undecodable
-from events.event import Event, Metadata
+from events.event import AuthType, Event, Metadata
 from events.values import time_text
 
 HEADER_PREFIX = "cloudEvents_"
@@ -83,13 +83,13 @@ def event_of_message(headers: Mapping[str, Any], body: bytes) -> Event:
             previous_of_type=_integer(attributes["previousoftype"]),
             epoch=int(epoch),
             type=_text(attributes["type"]),
-            occurred_at=datetime.fromisoformat(_text(attributes["time"])),
+            occurred_at=_time(attributes["time"]),
             metadata=Metadata(
                 actor=_text(attributes["authid"]),
-                auth_type=attributes["authtype"],
+                auth_type=_auth_type(attributes["authtype"]),
                 correlation_id=_text(attributes["correlationid"]),
-                causation_id=attributes.get("causationid"),
-                traceparent=attributes.get("traceparent"),
+                causation_id=_text_or_absent(attributes.get("causationid")),
+                traceparent=_text_or_absent(attributes.get("traceparent")),
             ),
             data=data,
         )
@@ -105,6 +105,24 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r}")
     return value
+
+
+def _text_or_absent(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _time(value: object) -> datetime:
+    time = datetime.fromisoformat(_text(value))
+    if time.tzinfo is None:
+        raise ValueError(f"expected a time with its offset, got {value!r}")
+    return time
+
+
+def _auth_type(value: object) -> AuthType:
+    for auth_type in get_args(AuthType):
+        if value == auth_type:
+            return cast(AuthType, auth_type)
+    raise ValueError(f"expected a kind of authentication, got {value!r}")
 
 
 def _integer(value: object) -> int:
