@@ -35,6 +35,7 @@ from infra.broker import (
     filling_stream,
     hold_exclusively,
     loss_of,
+    loss_of_stream,
     stream_exists,
 )
 from infra.database import Listener
@@ -165,6 +166,8 @@ class Relay:
                         group.create_task(leadership.hold()),
                         group.create_task(loss_of(connection)),
                     ]
+                    await self._declare(leadership, connection)
+                    watches.append(group.create_task(loss_of_stream(connection)))
                     await self._publish_everything(leadership, connection)
                     for watch in watches:
                         watch.cancel()
@@ -185,13 +188,15 @@ class Relay:
         STOPPED.set(0)
         log.info("leading", extra={"term": leadership.term})
 
-    async def _publish_everything(self, leadership: Leadership, connection: AbstractConnection) -> None:
-        publisher = await Publisher.on(connection, self._settings.relay_publish_seconds)
+    async def _declare(self, leadership: Leadership, connection: AbstractConnection) -> None:
         await declare_topology(connection, self._settings)
         if not await stream_exists(connection):
             # In this order: a relay that dies in between finds a stream to be filled.
             await leadership.move(0, STREAM_CHECKPOINT)
             await declare_stream(connection, self._settings)
+
+    async def _publish_everything(self, leadership: Leadership, connection: AbstractConnection) -> None:
+        publisher = await Publisher.on(connection, self._settings.relay_publish_seconds)
         checkpoints = await leadership.checkpoints()
         published = checkpoints[CHECKPOINT]
         if checkpoints[STREAM_CHECKPOINT] < published:

@@ -47,6 +47,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 RPC_TIMEOUT = 10.0  # seconds; a declaration, a binding
 PUBLISH_TIMEOUT = 10.0  # seconds; from handing over a message to its confirm
 CLOSE_TIMEOUT = 2.0  # seconds
+STREAM_INTERVAL = 2.0  # seconds; from one look whether the stream is still there to the next
 PERSISTENT = 2  # AMQP's delivery mode
 
 # RabbitMQ up to 3.13 has no limit by default and counts every return, 4.0 to 4.2 have one of 20 and count
@@ -173,6 +174,23 @@ async def stream_exists(connection: AbstractConnection) -> bool:
     return True
 
 
+async def loss_of_stream(connection: AbstractConnection) -> None:
+    """Raise `BrokerUnavailable` when there is no stream any more. Never returns.
+
+    What is published without it is confirmed all the same, as long as any other queue takes it.
+    """
+    channel = await _channel(connection)
+    while True:
+        try:
+            async with refusals():
+                await channel.declare_queue(STREAM_QUEUE, passive=True, timeout=RPC_TIMEOUT)
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, ChannelNotFoundEntity):
+                raise BrokerUnavailable(f"{STREAM_QUEUE} is gone") from error
+            raise
+        await asyncio.sleep(STREAM_INTERVAL)
+
+
 async def declare_stream(connection: AbstractConnection, settings: BrokerSettings) -> None:
     """The stream, not bound yet."""
     arguments = {
@@ -272,7 +290,7 @@ def _publish_cause(event: Event, error: Exception) -> str:
         case TimeoutError():
             return f"no confirm in time {where}"
         case PublishError():
-            # The stream is always bound: somebody has removed it, or its binding.
+            # Only where nobody at all is bound: a stream that is missing shows in `loss_of_stream`.
             return f"no queue is bound to receive what was published {where}"
         case DeliveryError():
             return f"the broker refused what was published {where}"

@@ -246,6 +246,24 @@ async def test_a_stream_that_was_lost_is_filled_from_the_first_event_on(
         assert delivered.declaration_result.message_count == (before or 0) + 1, "nobody else got it again"
 
 
+async def test_a_stream_that_is_lost_under_a_running_relay_is_filled_from_the_first_event_on(
+    store: Store, relay: Relays, connection: AbstractConnection
+) -> None:
+    store.register_vessel()
+    last = store.register_equipment(*(f"E{number}" for number in range(600)))
+    async with relay() as process:
+        await until(lambda: checkpoint(store) == last, "all is published")
+        async with connection.channel() as channel:
+            await (await channel.get_underlay_channel()).queue_delete(STREAM_QUEUE)
+        missed = store.register_equipment("MISSED")
+        await until(lambda: checkpoint(store) == missed, "the others get what the stream misses")
+        await until(lambda: has_stream(connection), "the stream is there again")
+        newest = store.register_equipment("NEW")
+        await until(lambda: checkpoint(store) == newest, "the relay follows")
+        assert await streamed(connection, newest) == store.positions()
+        await until(process.is_ready, "it is ready again")
+
+
 async def test_killed_while_it_fills_the_stream_it_goes_on_filling(
     store: Store, relay: Relays, broker_url: str, connection: AbstractConnection
 ) -> None:
