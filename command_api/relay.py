@@ -36,6 +36,7 @@ from infra.broker import (
     hold_exclusively,
     loss_of,
     loss_of_stream,
+    remove_fill_exchange,
     stream_exists,
 )
 from infra.database import Listener
@@ -190,6 +191,7 @@ class Relay:
 
     async def _declare(self, leadership: Leadership, connection: AbstractConnection) -> None:
         await declare_topology(connection, self._settings)
+        await remove_fill_exchange(connection)
         if not await stream_exists(connection):
             # In this order: a relay that dies in between finds a stream to be filled.
             await leadership.move(0, STREAM_CHECKPOINT)

@@ -208,11 +208,23 @@ async def bind_stream(connection: AbstractConnection) -> None:
 
 @asynccontextmanager
 async def filling_stream(connection: AbstractConnection) -> AsyncIterator[str]:
-    """The name of an exchange that reaches the stream and nobody else, for as long as the context lasts."""
+    """The name of an exchange that reaches the stream and nobody else, for as long as the context lasts.
+
+    Whoever is killed meanwhile leaves it behind: see `remove_fill_exchange`.
+    """
     async with refusals(), connection.channel() as channel:
         await channel.declare_exchange(FILL_EXCHANGE, ExchangeType.FANOUT, durable=True, timeout=RPC_TIMEOUT)
     await _bind(connection, STREAM_QUEUE, FILL_EXCHANGE, "")
-    yield FILL_EXCHANGE
+    try:
+        yield FILL_EXCHANGE
+    finally:
+        with suppress(BrokerUnavailable):
+            async with refusals(), asyncio.timeout(CLOSE_TIMEOUT):
+                await remove_fill_exchange(connection)
+
+
+async def remove_fill_exchange(connection: AbstractConnection) -> None:
+    """Remove what a relay that was killed while it filled the stream may have left behind."""
     async with refusals(), connection.channel() as channel:
         exchange = await channel.get_exchange(FILL_EXCHANGE, ensure=False)
         await exchange.delete(timeout=RPC_TIMEOUT)

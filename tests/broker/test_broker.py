@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.abc import DeliveredMessage
 
 from events.cloudevents import event_of_message
@@ -15,6 +16,7 @@ from events.event import Event, Metadata
 from infra.broker import (
     DEAD_LETTER_QUEUE,
     EVENTS_EXCHANGE,
+    FILL_EXCHANGE,
     PROJECTOR_QUEUE,
     RELAY_QUEUE,
     STREAM_QUEUE,
@@ -31,6 +33,7 @@ from infra.broker import (
     filling_stream,
     hold_exclusively,
     loss_of,
+    remove_fill_exchange,
     stream_exists,
 )
 from tests.broker.proxy import proxy_before
@@ -235,6 +238,30 @@ async def test_the_stream_can_be_filled_alone(connection: AbstractConnection) ->
     async with connection.channel() as channel:
         queue = await channel.declare_queue(PROJECTOR_QUEUE, passive=True)
         assert queue.declaration_result.message_count == 0
+    assert not await has_fill_exchange(connection)
+
+
+async def has_fill_exchange(connection: AbstractConnection) -> bool:
+    try:
+        async with connection.channel() as channel:
+            await channel.get_exchange(FILL_EXCHANGE, ensure=True)
+    except ChannelNotFoundEntity:
+        return False
+    return True
+
+
+async def test_filling_that_fails_leaves_no_exchange_behind(connection: AbstractConnection) -> None:
+    await everything_ready(connection)
+
+    async def fail_to_fill() -> None:
+        async with filling_stream(connection):
+            assert await has_fill_exchange(connection)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await fail_to_fill()
+    assert not await has_fill_exchange(connection)
+    await remove_fill_exchange(connection)
 
 
 async def test_a_consumer_that_the_broker_cancels_ends(connection: AbstractConnection) -> None:

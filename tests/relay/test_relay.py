@@ -3,11 +3,15 @@
 import asyncio
 import signal
 
+import pytest
+from aio_pika import ExchangeType
 from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from events.vessel import VesselRenamed
 from infra.broker import (
     EVENTS_EXCHANGE,
+    FILL_EXCHANGE,
     PROJECTOR_QUEUE,
     RELAY_QUEUE,
     STREAM_QUEUE,
@@ -284,6 +288,19 @@ async def test_killed_while_it_fills_the_stream_it_goes_on_filling(
         newest = store.register_equipment("NEW")
         await until(lambda: checkpoint(store) == newest, "the relay follows")
     assert without_repeats(await streamed(connection, newest)) == store.positions()
+
+
+async def test_the_next_relay_removes_what_one_killed_at_the_end_of_filling_left_behind(
+    store: Store, relay: Relays, connection: AbstractConnection
+) -> None:
+    async with connection.channel() as channel:
+        await channel.declare_exchange(FILL_EXCHANGE, ExchangeType.FANOUT, durable=True)
+    async with relay():
+        position = store.register_vessel()
+        await until(lambda: checkpoint(store) == position, "the relay leads")
+    with pytest.raises(ChannelNotFoundEntity):
+        async with connection.channel() as channel:
+            await channel.get_exchange(FILL_EXCHANGE, ensure=True)
 
 
 async def test_a_queue_of_anybody_gets_what_it_binds(
