@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -18,6 +20,17 @@ Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 CONNECT_TIMEOUT = 5  # seconds
 POLL_INTERVAL = 1.0  # seconds; NOTIFY only wakes, a poll stays under it
 RECONNECT_PAUSE = 0.5  # seconds
+CHECK_SECONDS = 5.0
+"""A pooled connection that does not answer for so long is replaced."""
+
+KEEPALIVE: dict[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,  # seconds
+    "keepalives_interval": 5,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
+"""libpq's parameters by which it is noticed that a machine has vanished from the network, within 25 s."""
 
 
 def pool_of(url: str, size: int, name: str, *, options: str = "") -> Pool:
@@ -31,6 +44,7 @@ def pool_of(url: str, size: int, name: str, *, options: str = "") -> Pool:
         "connect_timeout": CONNECT_TIMEOUT,
         "application_name": name,
         "options": options,
+        **KEEPALIVE,
     }
     return AsyncConnectionPool(
         url,
@@ -42,8 +56,53 @@ def pool_of(url: str, size: int, name: str, *, options: str = "") -> Pool:
         timeout=CONNECT_TIMEOUT,
         open=False,
         name=name,
-        check=AsyncConnectionPool.check_connection,
+        check=_check,
     )
+
+
+async def _check(connection: AsyncConnection[Any]) -> None:
+    with Limit.of(connection, CHECK_SECONDS):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+class Limit:
+    """Breaks a connection that has not done its work in time, so that what waits for it fails as lost.
+
+    A server that is frozen, or cut off, keeps no ``statement_timeout`` and answers no cancellation either.
+    """
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    @contextmanager
+    def of(cls, connection: AsyncConnection[Any], seconds: float) -> Iterator["Limit"]:
+        """``seconds`` for what is done within the context."""
+        limit = cls(connection)
+        limit.restart(seconds)
+        try:
+            yield limit
+        finally:
+            limit.stop()
+
+    def restart(self, seconds: float) -> None:
+        """From now on it has ``seconds``."""
+        self.stop()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._break)
+
+    def stop(self) -> None:
+        """It has as long as it takes."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _break(self) -> None:
+        with suppress(psycopg.OperationalError, OSError):  # it is closed already
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
+            log.warning(
+                "connection broken for being too slow", extra={"database": self._connection.info.dbname}
+            )
 
 
 class Listener:
@@ -83,7 +142,11 @@ class Listener:
         while True:
             try:
                 async with await AsyncConnection.connect(
-                    self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT, application_name=self._name
+                    self._url,
+                    autocommit=True,
+                    connect_timeout=CONNECT_TIMEOUT,
+                    application_name=self._name,
+                    **KEEPALIVE,
                 ) as connection:
                     await connection.execute(
                         psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(self._channel))

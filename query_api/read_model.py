@@ -11,13 +11,15 @@ from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
-from infra.database import CONNECT_TIMEOUT, Listener
+from infra.database import CONNECT_TIMEOUT, KEEPALIVE, Limit, Listener
 from infra.problems import Problem
 from query_api.freshness import Freshness
 
 Row = tuple[Any, ...]
 
-STATEMENT_TIMEOUT = 10  # seconds
+STATEMENT_TIMEOUT = 8  # seconds
+READ_SECONDS = 10.0
+"""A read has failed after so long, whatever its server does; of a download, each of its chunks."""
 DOWNLOAD_WAIT = 5.0  # seconds
 
 _SESSION = (
@@ -41,6 +43,7 @@ class ReadModel:
                 "connect_timeout": CONNECT_TIMEOUT,
                 "application_name": "query_api",
                 "options": _SESSION,
+                **KEEPALIVE,
             },
             min_size=1,
             max_size=pool_size,
@@ -74,11 +77,12 @@ class ReadModel:
         self, statement: LiteralString, parameters: Mapping[str, Any], min_position: int | None
     ) -> list[Row]:
         """All rows of ``statement``, at least one, from a snapshot not older than ``min_position``."""
+        deadline = _deadline()
         if min_position is None:
-            return await self._fetch(statement, parameters)
+            return await self._fetch(statement, parameters, deadline)
         with self._freshness.waiting(min_position) as waiter:
             while True:
-                rows = await self._fetch(statement, parameters)
+                rows = await self._fetch(statement, parameters, deadline)
                 if rows[0][0] >= min_position:
                     return rows
                 await waiter.until_moved(rows[0][0])
@@ -114,22 +118,31 @@ class ReadModel:
         try:
             async with (
                 self._pool.connection() as connection,
+                _limited(connection) as limit,
                 connection.transaction(),
                 connection.cursor(name="download") as cursor,
             ):
                 await cursor.execute(statement, parameters)
 
                 async def fetched() -> AsyncIterator[list[Row]]:
-                    while chunk := await cursor.fetchmany(chunk_rows):
+                    while True:
+                        limit.restart(READ_SECONDS)
+                        chunk = await cursor.fetchmany(chunk_rows)
+                        limit.stop()  # how long the client takes is another matter
+                        if not chunk:
+                            return
                         yield chunk
 
-                yield fetched()
+                try:
+                    yield fetched()
+                finally:
+                    limit.restart(READ_SECONDS)
         finally:
             self._downloads.release()
 
     async def checkpoint(self) -> int:
         """The position up to which the tables have been written."""
-        [(position,)] = await self._fetch(_CHECKPOINT, {})
+        [(position,)] = await self._fetch(_CHECKPOINT, {}, _deadline())
         return int(position)
 
     async def check(self) -> str | None:
@@ -140,23 +153,45 @@ class ReadModel:
             return "the read model has not been migrated"
         return None
 
-    async def _fetch(self, statement: LiteralString, parameters: Mapping[str, Any]) -> list[Row]:
-        try:
-            return await self._fetch_once(statement, parameters)
-        except _ConnectionLost:
-            # A restart of the database breaks every pooled connection at once, and a query may be repeated.
-            await self._pool.check()
-            return await self._fetch_once(statement, parameters)
-
-    async def _fetch_once(self, statement: LiteralString, parameters: Mapping[str, Any]) -> list[Row]:
-        async with self._pool.connection() as connection:
+    async def _fetch(
+        self, statement: LiteralString, parameters: Mapping[str, Any], deadline: float
+    ) -> list[Row]:
+        for _ in range(self._pool.max_size):
             try:
-                cursor = await connection.execute(statement, parameters)
-                return await cursor.fetchall()
-            except psycopg.OperationalError as error:
-                if connection.closed:
-                    raise _ConnectionLost(*error.args) from error
-                raise
+                return await self._fetch_once(statement, parameters, deadline)
+            except _ConnectionLost:
+                # A restart of the database breaks every pooled connection at once; a query may be repeated.
+                if _seconds_until(deadline) <= 0:
+                    raise
+        return await self._fetch_once(statement, parameters, deadline)
+
+    async def _fetch_once(
+        self, statement: LiteralString, parameters: Mapping[str, Any], deadline: float
+    ) -> list[Row]:
+        wait_seconds = min(CONNECT_TIMEOUT, max(0.0, _seconds_until(deadline)))
+        async with self._pool.connection(wait_seconds) as connection:
+            with Limit.of(connection, _seconds_until(deadline)):
+                try:
+                    cursor = await connection.execute(statement, parameters)
+                    return await cursor.fetchall()
+                except psycopg.OperationalError as error:
+                    if connection.closed:
+                        raise _ConnectionLost(*error.args) from error
+                    raise
+
+
+def _deadline() -> float:
+    return asyncio.get_running_loop().time() + READ_SECONDS
+
+
+def _seconds_until(deadline: float) -> float:
+    return deadline - asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def _limited(connection: AsyncConnection[Row]) -> AsyncIterator[Limit]:
+    with Limit.of(connection, READ_SECONDS) as limit:
+        yield limit
 
 
 class _ConnectionLost(psycopg.OperationalError):
