@@ -373,24 +373,11 @@ class Consumption:
 
     async def set_aside(self, message: DeliveredMessage, cause: str) -> None:
         """Publish what is not one of our events to the dead letters. Raises `BrokerUnavailable`."""
-        properties = message.header.properties
-        headers = {
-            **(properties.headers or {}),
-            "x-fpso-cause": cause[:1000],
-            "x-fpso-exchange": message.exchange or "",
-            "x-fpso-routing-key": message.routing_key or "",
-        }
         async with refusals():
             await self._channel.basic_publish(
                 message.body,
                 routing_key=DEAD_LETTER_QUEUE,
-                properties=spec.Basic.Properties(
-                    content_type=properties.content_type,
-                    content_encoding=properties.content_encoding,
-                    delivery_mode=PERSISTENT,
-                    message_id=properties.message_id,
-                    headers=headers,
-                ),
+                properties=_dead_letter_properties(message, cause),
                 mandatory=True,
                 timeout=PUBLISH_TIMEOUT,
             )
@@ -434,6 +421,40 @@ class Consumption:
                     await underlay.basic_cancel(consuming.consumer_tag or "")
                     # What is unacknowledged goes back into the queue with the channel.
                     await channel.close()
+
+
+def _dead_letter_properties(message: DeliveredMessage, cause: str) -> spec.Basic.Properties:
+    """Those of ``message``; what would make the broker do something with a dead letter becomes a header.
+
+    It refuses the user id of another user, drops what expires, and sends copies to whom CC and BCC name.
+    """
+    properties = message.header.properties
+    headers = dict(properties.headers or {})
+    active = {
+        "expiration": properties.expiration,
+        "user-id": properties.user_id,
+        "cc": headers.pop("CC", None),
+        "bcc": headers.pop("BCC", None),
+    }
+    return spec.Basic.Properties(
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        delivery_mode=PERSISTENT,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        message_type=properties.message_type,
+        app_id=properties.app_id,
+        headers={
+            **headers,
+            **{f"x-fpso-{name}": value for name, value in active.items() if value is not None},
+            "x-fpso-cause": cause[:1000],
+            "x-fpso-exchange": message.exchange or "",
+            "x-fpso-routing-key": message.routing_key or "",
+        },
+    )
 
 
 def _closed(error: BaseException | None) -> str:

@@ -277,19 +277,45 @@ async def test_a_consumer_that_the_broker_cancels_ends(connection: AbstractConne
         assert "cancelled" in consumption.cause
 
 
-async def test_what_is_set_aside_says_why(connection: AbstractConnection) -> None:
+async def test_what_is_set_aside_says_why_and_is_otherwise_as_it_was(
+    connection: AbstractConnection, broker_url: str
+) -> None:
     publisher_channel = await connection.channel()
     await everything_ready(connection)
     exchange = await publisher_channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
-    await exchange.publish(aio_pika.Message(b"who am I", headers={"mine": "yes"}), "some.key")
+    theirs = aio_pika.Message(
+        b"who am I",
+        headers={"mine": "yes", "CC": [PROJECTOR_QUEUE]},
+        content_type="text/plain",
+        content_encoding="identity",
+        priority=3,
+        correlation_id="correlation",
+        reply_to="them",
+        expiration=60,
+        message_id="message",
+        timestamp=datetime(2024, 5, 1, tzinfo=UTC),
+        type="question",
+        user_id=urlsplit(broker_url).username,
+        app_id="theirs",
+    )
+    await exchange.publish(theirs, "some.key")
     arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
     async with Consumption.of(connection, PROJECTOR_QUEUE, 10, arrived.put_nowait) as consumption:
         async with asyncio.timeout(10):
             await consumption.set_aside(await arrived.get(), "not an event of this system")
     [message] = await received(connection, DEAD_LETTER_QUEUE, 1)
-    headers = message.header.properties.headers or {}
+    properties = message.header.properties
+    headers = properties.headers or {}
     assert message.body == b"who am I"
     assert headers["mine"] == "yes"
+    assert (properties.content_type, properties.content_encoding) == ("text/plain", "identity")
+    assert (properties.message_id, properties.correlation_id) == ("message", "correlation")
+    assert (properties.message_type, properties.app_id, properties.reply_to) == ("question", "theirs", "them")
+    assert (properties.priority, properties.timestamp) == (3, datetime(2024, 5, 1, tzinfo=UTC))
+    assert properties.expiration is None, "a dead letter stays"
+    assert headers["x-fpso-expiration"] == "60000"
+    assert headers["x-fpso-cc"] == [PROJECTOR_QUEUE]
+    assert "CC" not in headers, "or it would come back"
     assert headers["x-fpso-cause"] == "not an event of this system"
     assert headers["x-fpso-exchange"] == EVENTS_EXCHANGE
     assert headers["x-fpso-routing-key"] == "some.key"
