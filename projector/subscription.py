@@ -290,9 +290,12 @@ class Subscription:
             "fetching what is missing", extra={"projection": self.name, "position": self.checkpoint, "to": to}
         )
         while self.checkpoint < to and (events := await self._reads.after(self.checkpoint, to)):
-            if events[0].previous_position != self.checkpoint:
-                raise ChainBroken(events[0], self.checkpoint)
-            await self._project(events)
+            # Meanwhile another process may have got on, and `observe` have seen it.
+            if not (following := [event for event in events if event.position > self.checkpoint]):
+                continue
+            if following[0].previous_position != self.checkpoint:
+                raise ChainBroken(following[0], self.checkpoint)
+            await self._project(following)
 
     async def _project(self, batch: Sequence[Event]) -> None:
         """Project ``batch``; where one of its events cannot be, those before it all the same."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from events.equipment import EquipmentActivated, EquipmentDeactivated
+from events.event import Event
 from projector import subscription as subscription_module
 from projector.subscription import ChainBroken, RewindNeeded, Subscription
 from tests.projector.conftest import ReadModel
@@ -44,6 +45,29 @@ async def test_what_the_broker_lost_comes_from_the_store(store: Store, read_mode
     await subscription.receive([events[0], events[10], events[-1]])
     assert store.query("SELECT active FROM read_model.vessels") == [(250,)]
     assert subscription.checkpoint == events[-1].position
+
+
+@pytest.mark.parametrize("ahead", [2, 5, 8])
+async def test_another_process_may_get_on_while_what_is_missing_is_fetched(
+    store: Store, read_model: ReadModel, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    subscription = read_model.subscription(read_model.tables)
+    store.register_vessel()
+    head = store.register_equipment(*(f"E{number}" for number in range(9)))
+    events = await read_model.events()
+    original = read_model.reader.after
+
+    async def after(position: int, limit: int, to: int) -> list[Event]:
+        fetched = await original(position, limit, to)
+        if read_model.checkpoint() == 0:
+            await read_model.tables.project(events[:ahead])
+            subscription.observe(head, ahead)
+        return fetched
+
+    monkeypatch.setattr(read_model.reader, "after", after)
+    await subscription.receive([events[7], *events[7:]])
+    assert subscription.checkpoint == read_model.checkpoint() == head
+    assert store.query("SELECT active FROM read_model.vessels") == [(9,)]
 
 
 async def test_burned_positions_are_no_loss(store: Store, read_model: ReadModel) -> None:
