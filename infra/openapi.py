@@ -35,6 +35,12 @@ TAGS = {
 }
 """In the order in which the viewers show them."""
 
+GATEWAY = (
+    "**The gateway** answers for an API that it cannot reach, and for a method that nobody has, with a problem "
+    "too. What it cannot read at all it refuses in plain text: a malformed request or percent-encoding "
+    "(`%zz`) with 400, headers of more than 64 KiB with 431; where neither API can be reached, 502 to 504."
+)
+
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 
 _POSITION = {"type": "integer", "minimum": 0, "examples": [42]}
@@ -321,7 +327,7 @@ def merge(documents: list[dict[str, Any]]) -> dict[str, Any]:
             "title": "FPSO System",
             "version": documents[0]["info"]["version"],
             "description": "Event-sourced register of a fleet's vessels and their equipment.\n\n"
-            + "\n\n".join(described["info"]["description"] for described in documents),
+            + "\n\n".join([*(described["info"]["description"] for described in documents), GATEWAY]),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from time import perf_counter
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 from uuid import uuid4
 
 from fastapi import FastAPI, Path
@@ -75,6 +75,7 @@ def new_api(title: str, description: str, auth: Literal["off", "on"]) -> FastAPI
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_api_route("/gateway/{refusal}", _answer_for_gateway, include_in_schema=False)
     return app
 
 
@@ -306,6 +307,29 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         case _:
             raise error
     return problem_answer(problem, instance_of(request.scope))
+
+
+async def _answer_for_gateway(refusal: str, url: str = "") -> Response:
+    """What the gateway answers itself, in the words of the contract: it asks for it here.
+
+    Either API answers for both, because this is asked for when the other one cannot be reached.
+    """
+    path = urlsplit(url).path
+    problem: Problem
+    match refusal:
+        case "method-not-allowed":
+            allowed = openapi.methods_at(decoded_path(path.encode())) or {"GET", "HEAD"}
+            headers = {"Allow": ", ".join(sorted({*allowed, *({"HEAD"} if "GET" in allowed else ())}))}
+            problem = Problem("method-not-allowed", "The method is not allowed here.", headers=headers)
+        case "outcome-unknown":
+            detail = "The service that carries out commands was not there, or went away while it did."
+            problem = Problem("outcome-unknown", detail, headers={"Retry-After": "1"})
+        case "unavailable":
+            detail = "The service that answers queries is not there now."
+            problem = Problem("unavailable", detail, headers={"Retry-After": "1"})
+        case _:
+            raise HTTPException(404)
+    return problem_answer(problem, path or "/")
 
 
 def faults_of(error: RequestValidationError) -> list[Fault]:

@@ -24,14 +24,12 @@ from infra.local.process import (
     free_port,
     rotate,
 )
+from infra.traefik.routes import COMMANDS, EVERYTHING_ELSE, NOBODY, UNKNOWN, refusals
 
 START_SECONDS = 30.0
 STOP_SECONDS = 8.0
 # Traefik's own answer to whatever no router takes, which none of ours ever is once they are loaded.
 UNROUTED = b"404 page not found\n"
-
-COMMANDS = "PathPrefix(`/v1/`) && (Method(`POST`) || Method(`PUT`) || Method(`PATCH`) || Method(`DELETE`))"
-EVERYTHING = "PathPrefix(`/`)"
 
 
 @dataclass(frozen=True)
@@ -161,10 +159,16 @@ def static_configuration(address: str, rules: Path, access_log: Path) -> dict[st
 
 def rules_of(backends: dict[str, Sequence[Backend]]) -> dict[str, Any]:
     """Routers and services. An API without a replica is left out."""
-    routers = {
+    routers: dict[str, Any] = {
         "command_api": {"rule": COMMANDS, "priority": 2, "service": "command_api"},
-        "query_api": {"rule": EVERYTHING, "priority": 1, "service": "query_api"},
+        "query_api": {"rule": EVERYTHING_ELSE, "priority": 1, "service": "query_api"},
     }
+    routers = {name: router for name, router in routers.items() if backends.get(name)}
+    if all(backends.values()):
+        routers["command_api"]["middlewares"] = ["commands-gone"]
+        routers["query_api"]["middlewares"] = ["queries-gone"]
+        unknown = {"rule": UNKNOWN, "priority": 3, "service": NOBODY, "middlewares": ["method-unknown"]}
+        routers["unknown"] = unknown
     services: dict[str, Any] = {}
     for name, replicas in backends.items():
         if replicas:
@@ -178,7 +182,8 @@ def rules_of(backends: dict[str, Sequence[Backend]]) -> dict[str, Any]:
     }
     return {
         "http": {
-            "routers": {name: router for name, router in routers.items() if backends.get(name)},
+            "routers": routers,
+            **({"middlewares": refusals()} if "unknown" in routers else {}),
             "services": services,
             "serversTransports": {"local": transport},
         }
