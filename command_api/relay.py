@@ -33,6 +33,7 @@ from infra.broker import (
     declare_stream,
     declare_topology,
     filling_stream,
+    first_of,
     hold_exclusively,
     loss_of,
     loss_of_stream,
@@ -40,13 +41,12 @@ from infra.broker import (
     stream_exists,
 )
 from infra.database import Listener
-from infra.event_store.reader import Reader, UnreadableEvent, reading_pool
+from infra.event_store.reader import STORE_CHANNEL, Reader, UnreadableEvent, reading_pool
 from infra.leadership import Leadership, LeadershipLost, leading
 from infra.settings import PositiveInt, PositiveSeconds, load
 
 log = logging.getLogger(__name__)
 
-STORE_CHANNEL = "stored_events"
 CHECKPOINT = "relay"
 STREAM_CHECKPOINT = "stream"
 RETRY_PAUSE = 0.5  # seconds; doubled with every failure, up to
@@ -128,7 +128,7 @@ class Relay:
             try:
                 await self._lead_until_stopping(amqp_url)
             except* (BrokerUnavailable, LeadershipLost, UnreadableEvent, psycopg.Error) as errors:
-                self._note_failure(_first(errors))
+                self._note_failure(first_of(errors))
             failures = failures + 1 if self._position == position else 1
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(RETRY_PAUSE * 2 ** (failures - 1), RETRY_PAUSE_MAX)):
@@ -351,13 +351,6 @@ class Relay:
             )
             row = await cursor.fetchone()
             return int(row["position"]) if row else 0
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group: it ended the others."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def main() -> None:

@@ -108,6 +108,13 @@ def cause_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip(": ")
 
 
+def first_of(error: BaseException) -> BaseException:
+    """The first error of a group, however nested: it ended the other tasks."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 @asynccontextmanager
 async def connected(url: str, name: str) -> AsyncIterator[AbstractConnection]:
     """A connection of its own, closed at the end. Raises `BrokerUnavailable`."""

@@ -17,6 +17,11 @@ log = logging.getLogger(__name__)
 
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
+PROJECTED_CHANNEL = "projected"
+"""On which the projector tells at the event store how far the tables have got."""
+READ_MODEL_CHANNEL = "read_model"
+"""On which the projector tells the same at the read model."""
+
 CONNECT_TIMEOUT = 5  # seconds
 POLL_INTERVAL = 1.0  # seconds; NOTIFY only wakes, a poll stays under it
 RECONNECT_PAUSE = 0.5  # seconds

@@ -10,18 +10,16 @@ from prometheus_client import Gauge
 
 from infra import logs, service
 from infra.broker import BrokerSettings
-from infra.database import Listener, Pool
-from infra.event_store.reader import Head, Reader, reading_pool
+from infra.database import PROJECTED_CHANNEL, READ_MODEL_CHANNEL, Listener, Pool
+from infra.event_store.reader import STORE_CHANNEL, Head, Reader, reading_pool
 from infra.settings import PositiveSeconds, load
 from projector.deliveries import Deliveries
 from projector.event_log import EventLog
-from projector.projection import READ_MODEL_CHANNEL, Tables, writing_pool
+from projector.projection import Tables, writing_pool
 from projector.subscription import Epochs, SharedReads, Subscription
 
 log = logging.getLogger(__name__)
 
-STORE_CHANNEL = "stored_events"
-PROJECTED_CHANNEL = "projected"
 OBSERVE_INTERVAL = 1.0  # seconds
 
 LAG_EVENTS = Gauge("fpso_projector_lag_events", "Events after the projection's checkpoint", ["projection"])

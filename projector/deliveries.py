@@ -27,6 +27,7 @@ from infra.broker import (
     Consumption,
     connected,
     declare_topology,
+    first_of,
     loss_of,
 )
 from infra.event_store.reader import Reader
@@ -99,7 +100,7 @@ class Deliveries:
             try:
                 await self._consume()
             except* BrokerUnavailable as errors:
-                self._note_failure(_first(errors))
+                self._note_failure(first_of(errors))
             finally:
                 self._release()
             await asyncio.sleep(min(RECONNECT_PAUSE * 2**self._failures, RECONNECT_PAUSE_MAX))
@@ -235,10 +236,3 @@ class Deliveries:
 def _are_same(delivered: Event, stored: Event) -> bool:
     """Whether they are the same but for the idempotency key, which does not leave the event store."""
     return delivered == replace(stored, metadata=replace(stored.metadata, idempotency_key=None))
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group: it ended the others."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

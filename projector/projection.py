@@ -20,14 +20,13 @@ from events.equipment import (
 from events.event import Event
 from events.state import equipment_after, vessel_after
 from events.vessel import VesselEvent
-from infra.database import Pool, pool_of
+from infra.database import READ_MODEL_CHANNEL, Pool, pool_of
 from projector.equipment import EquipmentRow, load_equipment, write_equipment
 from projector.operations import OperationRow, load_operations, write_operations
 from projector.vessels import VesselRow, load_vessels, write_vessels
 
 log = logging.getLogger(__name__)
 
-READ_MODEL_CHANNEL = "read_model"
 # A process that was stopped in the middle of a batch must not keep the others from going on.
 SESSION = (
     "-c search_path=read_model -c lock_timeout=10s -c statement_timeout=60s "

@@ -21,8 +21,6 @@ from infra.event_store.recorder import Recorder
 log = logging.getLogger(__name__)
 
 SCHEMA = "event_store"
-STORE_CHANNEL = "stored_events"
-"""NOTIFY wakes whoever follows the store; it carries nothing."""
 POOL_TIMEOUT = 1.0
 """Seconds to wait for a connection. There is one for every thread, so only a database out of reach takes as
 long; the library then tries ten times."""

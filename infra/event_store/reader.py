@@ -24,6 +24,8 @@ from infra.database import Pool, pool_of
 
 log = logging.getLogger(__name__)
 
+STORE_CHANNEL = "stored_events"
+"""NOTIFY wakes whoever follows the store; it carries nothing."""
 ANY_POSITION = 2**63 - 1
 STATEMENT_TIMEOUT = 30  # seconds
 REMEMBERED_ENDS = 4  # of batches; as many readers of different speed may share one Reader
