@@ -36,8 +36,8 @@ TAGS = {
 """In the order in which the viewers show them."""
 
 GATEWAY = (
-    "**The gateway** answers for an API that it cannot reach, and for a method that nobody has, with a problem "
-    "too. What it cannot read at all it refuses in plain text: a malformed request or percent-encoding "
+    "**The gateway** answers for an API that it cannot reach, and for a method that nobody has, with a "
+    "problem too. What it cannot read at all it refuses in plain text: a malformed request or percent-encoding "
     "(`%zz`) with 400, headers of more than 64 KiB with 431; where neither API can be reached, 502 to 504."
 )
 

@@ -36,7 +36,8 @@ _DOCUMENTED = changes_many(ImportedResource, "vessel-not-found", "vessel-decommi
 _DOCUMENTED["openapi_extra"]["requestBody"] = {
     "required": True,
     "description": "Columns other than code, name, location and active become attributes; active = false "
-    "registers and deactivates. Up to 100,000 rows and 64 MiB, UTF-8.",
+    "registers and deactivates. A file with exactly the members of a downloaded equipment is read as one: "
+    "attributes from their JSON, active from the status. Up to 100,000 rows and 64 MiB, UTF-8.",
     "content": {
         "text/csv": {"schema": {"type": "string"}, "example": _CSV_EXAMPLE},
         "application/x-ndjson": {"schema": {"type": "string"}, "example": _NDJSON_EXAMPLE},
