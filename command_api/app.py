@@ -13,14 +13,11 @@ from command_api.dispatcher import Commands, ProjectedCheckpoint
 from command_api.idempotency import InFlight
 from command_api.routes import equipment, imports, vessels
 from command_api.store import Streams
-from infra.database import Listener
+from infra.database import PROJECTED_CHANNEL, Listener
 from infra.event_store.application import FleetApplication
 from infra.event_store.group_commit import GroupCommit
 from infra.settings import ApiSettings, PositiveInt
 from infra.web import new_api
-
-PROJECTED_CHANNEL = "projected"
-"""On which the projector tells how far the read model has got."""
 
 
 class CommandSettings(ApiSettings):
