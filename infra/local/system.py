@@ -32,8 +32,7 @@ from infra.local.process import (
 )
 from infra.local.rabbitmq import LocalRabbitMQ, server_program
 from infra.local.traefik import Backend, LocalTraefik
-
-ROLES = ("fpso_command", "fpso_relay", "fpso_projector", "fpso_query", "fpso_delivery", "fpso_admin")
+from infra.migrations import ROLES
 
 MIGRATION_SECONDS = 120.0
 OWN_VARIABLES = (
@@ -173,7 +172,7 @@ class System:
         return self.options.amqp_url or ""
 
     def url_as(self, role: str) -> str:
-        """Of the event store, as one of `ROLES`."""
+        """Of the event store, as one of the services' roles."""
         return as_role(self.database_url, role, self._passwords.of(role))
 
     @property
