@@ -127,6 +127,7 @@ class LocalPostgres:
     def _prepared(self) -> "_Postmaster":
         self.directory.mkdir(parents=True, exist_ok=True)
         home = _home(self.directory)
+        clean.own(home, self.directory)
         owner = home.stat()
         account = Account(owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None
         binaries = _binaries(account)
