@@ -37,8 +37,9 @@ TAGS = {
 
 GATEWAY = (
     "**The gateway** answers for an API that it cannot reach, and for a method that nobody has, with a "
-    "problem too. What it cannot read at all it refuses in plain text: a malformed request or percent-encoding "
-    "(`%zz`) with 400, headers of more than 64 KiB with 431; where neither API can be reached, 502 to 504."
+    "problem too. What it cannot read at all it refuses in plain text: a malformed request or "
+    "percent-encoding (`%zz`) with 400, headers of more than 64 KiB with 431; where neither API can be "
+    "reached, 502 to 504."
 )
 
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
