@@ -63,7 +63,7 @@ VESSEL: LiteralString = """
     FROM checkpoints
     LEFT JOIN LATERAL (
         SELECT code, name, status,
-               jsonb_build_object('active', active, 'inactive', inactive) AS equipment,
+               (SELECT row_to_json(counts) FROM (SELECT active, inactive) AS counts) AS equipment,
                version, position
         FROM vessels
         WHERE code = %(code)s
@@ -82,7 +82,7 @@ VESSELS = Listing(
     FROM checkpoints
     LEFT JOIN LATERAL (
         SELECT code, name, status,
-               jsonb_build_object('active', active, 'inactive', inactive) AS equipment,
+               (SELECT row_to_json(counts) FROM (SELECT active, inactive) AS counts) AS equipment,
                version, position
         FROM vessels
         WHERE code > %(after_code)s

@@ -205,3 +205,9 @@ async def test_head_is_get_without_a_body(client: httpx.AsyncClient, fleet: Flee
 
 def _headers(answer: httpx.Response, without: set[str]) -> dict[str, Any]:
     return {name: value for name, value in answer.headers.items() if name not in without}
+
+
+@pytest.mark.parametrize("path", ["/v1/vessels", "/v1/vessels/VAL"])
+async def test_vessels_are_written_without_spaces(client: httpx.AsyncClient, fleet: Fleet, path: str) -> None:
+    fleet.vessel("VAL", active=20, inactive=5)
+    assert '"equipment":{"active":20,"inactive":5}' in (await client.get(path)).text
