@@ -1,0 +1,1 @@
+"""Figures, each as a ratio beside its reference in one run."""
