@@ -14,8 +14,6 @@ from infra.problems import Problem, invalid
 JSON_MAX_BYTES = 1024 * 1024
 IMPORT_MAX_BYTES = 64 * 1024 * 1024
 _CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]+)", re.IGNORECASE)
-DRAIN_MAX_BYTES = 16 * 1024 * 1024
-"""So much of a refused body is still read: a sender that is cut off while it sends never sees the answer."""
 
 JSON = ("application/json",)
 MERGE_PATCH = ("application/merge-patch+json", "application/json")
@@ -48,22 +46,18 @@ def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
 
 
 async def pieces_of(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body piece by piece; a problem once it is larger than ``max_bytes``.
-
-    Of a body that is too large some more is read, within bounds, so that the sender gets to hear the answer.
-    """
+    """The body piece by piece; a problem once it is larger than ``max_bytes``."""
     size = 0
     try:
         async for piece in request.stream():
             size += len(piece)
-            if size > max_bytes + DRAIN_MAX_BYTES:
-                break
-            if piece and size <= max_bytes:
+            if size > max_bytes:
+                detail = f"the body has more than {max_bytes} bytes"
+                raise Problem("body-too-large", detail, max_bytes=max_bytes)
+            if piece:
                 yield piece
     except ClientDisconnect:
         raise invalid("", "the body is not whole") from None
-    if size > max_bytes:
-        raise Problem("body-too-large", f"the body has more than {max_bytes} bytes", max_bytes=max_bytes)
 
 
 class JsonRoute(APIRoute):

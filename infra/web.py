@@ -3,9 +3,11 @@
 `new_api` makes the FastAPI application. Documents about it are made in `infra.openapi`.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from time import perf_counter
 from typing import Annotated, Any, Literal
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 FAULTS_MAX = 100
 """As many faults of one request are named."""
+DRAIN_MAX_BYTES = 80 * 1024 * 1024
+"""So much of a refused body is still read: an import at its limit, and some more."""
+DRAIN_SECONDS = 30.0
 SLOW = 1.0  # seconds; a request that takes longer is logged even though it succeeded
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
@@ -101,11 +106,13 @@ class Edge:
         started = perf_counter()
         method: str = scope["method"]
         incoming = _Incoming(scope["headers"])
+        body = _Body(receive, incoming.has_body)
         status = 0
 
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                await body.drain()
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_missing(message["headers"]), incoming.echo]
             elif method == "HEAD" and message["type"] == "http.response.body":
@@ -123,30 +130,60 @@ class Edge:
                     incoming.check_origin(method)
                 _decode(scope)
             except Problem as problem:
-                await problem_answer(problem, instance_of(scope))(scope, receive, send_on)
+                await problem_answer(problem, instance_of(scope))(scope, body.receive, send_on)
                 return
-            await self.app(scope, receive, send_on)
+            await self.app(scope, body.receive, send_on)
         except Exception:  # the edge of a request: whatever went wrong is logged here and shown to nobody
             log.exception("request failed", extra={"method": method, "path": instance_of(scope)})
             if status:
                 raise  # the answer has begun: only a broken connection says that it is not whole
             failure = Problem("internal-error", "The request could not be answered.")
-            await problem_answer(failure, instance_of(scope))(scope, receive, send_on)
+            await problem_answer(failure, instance_of(scope))(scope, body.receive, send_on)
         finally:
             _measure(scope, method, status, perf_counter() - started)
             logs.correlation_id.reset(token)
 
 
+class _Body:
+    """The body of a request, all of which is taken before the answer begins.
+
+    A gateway that is answered while it still sends may cut the answer short (Go's reverse proxy closes the
+    request's body with the first byte of the answer), so even a request that is refused unread is read.
+    """
+
+    __slots__ = ("_receive", "_whole")
+
+    def __init__(self, receive: Receive, has_body: bool) -> None:
+        self._receive = receive
+        self._whole = not has_body
+
+    async def receive(self) -> Message:
+        """ASGI's receive."""
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            self._whole = True
+        return message
+
+    async def drain(self) -> None:
+        """Read on to the end, within bounds."""
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._whole and size < DRAIN_MAX_BYTES:
+                    size += len((await self.receive()).get("body", b""))
+
+
 class _Incoming:
     """The headers of a request that the edge decides by."""
 
-    __slots__ = ("correlation_id", "echo", "hosts", "is_correlation_valid", "origin", "site")
+    __slots__ = ("correlation_id", "echo", "has_body", "hosts", "is_correlation_valid", "origin", "site")
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.hosts: list[bytes] = []
         self.origin: bytes | None = None
         self.site: bytes | None = None
         self.is_correlation_valid = True
+        self.has_body = False
         correlation_id: bytes | None = None
         for name, value in headers:
             if name == b"host":
@@ -160,6 +197,8 @@ class _Incoming:
                 self.origin = value
             elif name == b"sec-fetch-site":
                 self.site = value
+            elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+                self.has_body = True
         if correlation_id is None or not self.is_correlation_valid:
             correlation_id = str(uuid4()).encode()
         self.correlation_id = correlation_id.decode("ascii")

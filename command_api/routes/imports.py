@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Literal
 
 from fastapi import APIRouter
@@ -74,14 +74,7 @@ async def _read(request: Request, fingerprint: Fingerprint, content_type: str) -
     async with slots, _in_time():
         pieces = pieces_of(request, IMPORT_MAX_BYTES)
         lines = decoded_lines(_from_thread(pieces, fingerprint))
-        try:
-            return await asyncio.get_running_loop().run_in_executor(threads, READERS[content_type], lines)
-        except Problem:
-            # A sender that is cut off while it sends never sees the answer.
-            with suppress(Problem):
-                async for _ in pieces:
-                    continue
-            raise
+        return await asyncio.get_running_loop().run_in_executor(threads, READERS[content_type], lines)
 
 
 @asynccontextmanager
