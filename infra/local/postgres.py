@@ -16,8 +16,6 @@ from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psycopg
 
@@ -29,6 +27,7 @@ from infra.local.process import (
     NotReady,
     Passwords,
     Process,
+    Startable,
     Unavailable,
     free_port,
     write_private,
@@ -60,7 +59,7 @@ SETTINGS = {
 }
 
 
-class LocalPostgres:
+class LocalPostgres(Startable):
     """One server with its data in ``directory``/postgres; a context manager, or `start` and `stop`."""
 
     def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -89,19 +88,6 @@ class LocalPostgres:
     def url_of(self, role: str, password: str, database: str = DATABASE) -> str:
         """Of ``database`` as ``role``."""
         return f"postgresql://{role}:{password}@{LOOPBACK}:{self.port}/{database}"
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start it and wait until it answers; at the first start the database is made."""

@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 LOOPBACK = "127.0.0.1"
@@ -48,6 +51,31 @@ class Account:
 
     uid: int
     gid: int
+
+
+class Startable(ABC):
+    """What is started and stopped, also as a context manager: a start that fails leaves nothing behind."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop it in good order; also what was started only in part."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:  # an interrupt, too, must not leave half a system running
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
 class Process:

@@ -10,14 +10,13 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from infra.local.process import (
     LOOPBACK,
     PROBE_TIMEOUT,
     Passwords,
     Process,
+    Startable,
     Unavailable,
     environment_without,
     free_port,
@@ -59,7 +58,7 @@ def server_program() -> Path | None:
     return Path(found) if found else None
 
 
-class LocalRabbitMQ:
+class LocalRabbitMQ(Startable):
     """One broker with its data in ``directory``/rabbitmq; a context manager, or `start` and `stop`."""
 
     def __init__(self, directory: Path) -> None:
@@ -94,19 +93,6 @@ class LocalRabbitMQ:
     def url(self) -> str:
         """Of the virtual host ``/``."""
         return f"amqp://{USER}:{self.passwords.of(PASSWORD)}@{LOOPBACK}:{self.port}/"
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start it and wait until it answers AMQP."""

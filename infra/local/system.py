@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from subprocess import TimeoutExpired
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 from urllib.parse import urlsplit
 
 from infra.local.postgres import LocalPostgres
@@ -23,6 +22,7 @@ from infra.local.process import (
     NotReady,
     Passwords,
     Process,
+    Startable,
     Unavailable,
     answer_of,
     environment_without,
@@ -126,7 +126,7 @@ class ServiceProcess(Process):
         return super().not_ready(f"{cause}: {answer.body.decode()}" if answer else cause)
 
 
-class System:
+class System(Startable):
     """The servers and services in one directory; a context manager, or `start` and `stop`."""
 
     def __init__(
@@ -207,19 +207,6 @@ class System:
         return [one for replicas in self.services.values() for one in replicas]
 
     # --- starting ------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start everything and wait until it is ready; `NotReady` or `Unavailable` says why it is not."""

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -18,6 +17,7 @@ import yaml
 from infra.local.process import (
     LOOPBACK,
     Process,
+    Startable,
     Unavailable,
     answer_of,
     environment_without,
@@ -40,7 +40,7 @@ class Backend:
     ops_url: str | None = None
 
 
-class LocalTraefik:
+class LocalTraefik(Startable):
     """The gateway, configured in ``directory``/traefik; a context manager, or `start` and `stop`."""
 
     def __init__(
@@ -70,19 +70,6 @@ class LocalTraefik:
         """Where clients go; this machine's loopback where every address is served."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.bind, self.bind)  # noqa: S104
         return f"http://{_bracketed(host)}:{self.port}"
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start it and wait until its rules are loaded, whether or not somebody is behind it yet."""
