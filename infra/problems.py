@@ -11,6 +11,7 @@ MEDIA_TYPE = "application/problem+json"
 
 Slug = Literal[
     "body-too-large",
+    "checkpoint-not-found",
     "equipment-already-registered",
     "equipment-not-found",
     "forbidden",
@@ -22,9 +23,11 @@ Slug = Literal[
     "invalid-request",
     "method-not-allowed",
     "not-found",
+    "not-sealed-yet",
     "operation-not-found",
     "outcome-unknown",
     "overloaded",
+    "position-not-found",
     "read-model-behind",
     "unavailable",
     "unsupported-media-type",
@@ -50,6 +53,12 @@ CATALOGUE: Mapping[Slug, Kind] = {
         413,
         "The request body is too large",
         "JSON bodies may have 1 MiB, imports 64 MiB. Split the request; nothing was changed.",
+    ),
+    "checkpoint-not-found": Kind(
+        404,
+        "There is no such checkpoint",
+        "Nothing has been sealed yet, or no checkpoint was signed for a tree of this size. "
+        "/v1/audit/checkpoint gives the newest.",
     ),
     "equipment-already-registered": Kind(
         409,
@@ -109,6 +118,12 @@ CATALOGUE: Mapping[Slug, Kind] = {
         405, "The method is not allowed here", "The Allow header names the methods that this path has."
     ),
     "not-found": Kind(404, "There is nothing at this path", "See /docs for the paths that exist."),
+    "not-sealed-yet": Kind(
+        503,
+        "The event has not been sealed yet",
+        "An event is in the tree within about a second of its commit. Repeat after the seconds that "
+        "Retry-After names.",
+    ),
     "operation-not-found": Kind(
         404,
         "There is no such operation",
@@ -124,6 +139,12 @@ CATALOGUE: Mapping[Slug, Kind] = {
         503,
         "The service takes no more commands at the moment",
         "The command was not carried out. Repeat it after the seconds that Retry-After names.",
+    ),
+    "position-not-found": Kind(
+        404,
+        "There is no event at this position",
+        "Positions may jump: a rolled-back append burns some. `Event-Position` and the events name "
+        "those that exist.",
     ),
     "read-model-behind": Kind(
         503,

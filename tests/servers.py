@@ -108,7 +108,7 @@ class Postgres:
 
 _TABLES = """
     SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
-    WHERE schemaname IN ('event_store', 'read_model') ORDER BY 1
+    WHERE schemaname IN ('audit', 'event_store', 'read_model') ORDER BY 1
 """
 # Schemas, tables with columns, rights and triggers: what a test that does more than write rows would change.
 _SHAPE = r"""

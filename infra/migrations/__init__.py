@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 import sqlalchemy
-from alembic import command, context
+from alembic import command, context, op
 from alembic.config import Config
 from psycopg import sql
 
@@ -24,17 +24,37 @@ _LOCK = 0x4650534F  # "FPSO"
 
 def migrate(database_url: str, read_database_url: str | None, passwords: dict[str, str]) -> None:
     """Bring the event store and the read model up to date, and give the service roles their ``passwords``."""
-    _upgrade(database_url, "event_store", passwords)
-    _upgrade(read_database_url or database_url, "read_model", passwords)
+    _upgrade(database_url, "event_store", "event_store", passwords)
+    _upgrade(read_database_url or database_url, "read_model", "read_model", passwords)
 
 
-def _upgrade(url: str, schema: str, passwords: dict[str, str]) -> None:
+def migrate_copy(read_database_url: str, schema: str) -> None:
+    """Make a copy of the read model in ``schema``, empty, or bring one that is there up to date."""
+    _upgrade(read_database_url, "read_model", schema, {})
+
+
+def grant_read_model() -> None:
+    """The rights on every table of the read model that there is by now, in the schema that is migrated."""
+    op.execute(
+        """
+        DO $$ BEGIN EXECUTE format(
+            'GRANT USAGE ON SCHEMA %1$I TO fpso_projector, fpso_query;
+            GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %1$I TO fpso_projector;
+            GRANT SELECT ON ALL TABLES IN SCHEMA %1$I TO fpso_query;
+            REVOKE INSERT, UPDATE, DELETE ON %1$I.alembic_version FROM fpso_projector;',
+            current_schema
+        ); END $$
+        """
+    )
+
+
+def _upgrade(url: str, history: str, schema: str, passwords: dict[str, str]) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         _ensure_roles(connection, passwords)
         connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / schema))
+        config.set_main_option("script_location", str(Path(__file__).parent / history))
         config.attributes["url"] = url
         config.attributes["schema"] = schema
         command.upgrade(config, "head")
@@ -61,8 +81,11 @@ def run_environment() -> None:
     """Alembic's ``env.py`` for both histories."""
     attributes = context.config.attributes
     url = sqlalchemy.make_url(attributes["url"]).set(drivername="postgresql+psycopg")
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    schema = attributes["schema"]
+    # Names in the read model's history carry no schema.
+    options = f'-c search_path="{schema}"'
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args={"options": options})
     with engine.connect() as connection:
-        context.configure(connection=connection, version_table_schema=attributes["schema"])
+        context.configure(connection=connection, version_table_schema=schema)
         with context.begin_transaction():
             context.run_migrations()

@@ -19,6 +19,8 @@ from click.testing import CliRunner, Result
 
 from events.event import Event, Metadata
 from infra import broker, cli
+from infra.cli import system
+from infra.cli.tail import matches
 
 REGISTER = "code,name,location,active\n71-PA-7301A,PUMP A,SKID,true\n71-PA-7301B,PUMP B,SKID,false\n"
 IMPORTED = {"registered": 2, "deactivated": 1, "skipped": [], "position": 1234}
@@ -306,8 +308,8 @@ def test_the_env_file_of_the_folder_says_where_the_system_is(
 ) -> None:
     gateway.answer("GET", "/v1/projection", Answer(200, PROJECTION))
     monkeypatch.delenv("FPSO_GATEWAY_URL")
-    cli.ENV_FILE.parent.mkdir()
-    cli.ENV_FILE.write_text(f"# written by make run\nFPSO_GATEWAY_URL='{gateway.url}/'\nFPSO_AMQP_URL=\n")
+    system.ENV_FILE.parent.mkdir()
+    system.ENV_FILE.write_text(f"# written by make run\nFPSO_GATEWAY_URL='{gateway.url}/'\nFPSO_AMQP_URL=\n")
     assert fpso("projection", "status").exit_code == 0
     monkeypatch.setenv("FPSO_GATEWAY_URL", "http://127.0.0.1:1")  # the environment wins
     assert fpso("projection", "status").exit_code == 3
@@ -427,7 +429,7 @@ def test_tail_of_a_broker_without_the_stream_says_so(broker_url: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("pattern", "matches"),
+    ("pattern", "is_meant"),
     [
         ("fpso.equipment.*", True),
         ("*", True),
@@ -436,8 +438,8 @@ def test_tail_of_a_broker_without_the_stream_says_so(broker_url: str, tmp_path: 
         ("fpso.vessel.*", False),
     ],
 )
-def test_a_pattern_matches_a_whole_type_or_its_beginning(pattern: str, matches: bool) -> None:
-    assert cli._matches("fpso.equipment.registered.v1", pattern) is matches
+def test_a_pattern_matches_a_whole_type_or_its_beginning(pattern: str, is_meant: bool) -> None:
+    assert matches("fpso.equipment.registered.v1", pattern) is is_meant
 
 
 def test_help_loads_no_library_that_help_does_not_need() -> None:

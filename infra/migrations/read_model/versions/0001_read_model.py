@@ -1,6 +1,11 @@
-"""The read model: one table per resource, the event log, and how far each has got."""
+"""The read model: one table per resource, the event log, and how far each has got.
+
+Names carry no schema: `infra.migrations.migrate_copy` makes the same tables beside the live ones.
+"""
 
 from alembic import op
+
+from infra.migrations import grant_read_model
 
 revision = "0001"
 down_revision = None
@@ -9,7 +14,7 @@ down_revision = None
 def upgrade() -> None:
     op.execute(
         """
-        CREATE TABLE read_model.checkpoints (
+        CREATE TABLE checkpoints (
             name text PRIMARY KEY,
             position bigint NOT NULL DEFAULT 0,
             epoch integer NOT NULL DEFAULT 1,
@@ -17,29 +22,29 @@ def upgrade() -> None:
             stopped_type text,
             stopped_cause text
         );
-        COMMENT ON TABLE read_model.checkpoints IS
+        COMMENT ON TABLE checkpoints IS
             'Up to which position each projection has been written: ''tables'' (vessels, equipment, operations) and '
             '''event_log''; epoch is that of the last event. Where one has stopped: at which event, and why.';
-        INSERT INTO read_model.checkpoints (name) VALUES ('tables'), ('event_log');
+        INSERT INTO checkpoints (name) VALUES ('tables'), ('event_log');
 
-        CREATE TABLE read_model.head (
+        CREATE TABLE head (
             is_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
             position bigint NOT NULL DEFAULT 0,
             occurred_at timestamptz,
             epoch integer NOT NULL DEFAULT 1,
             observed_at timestamptz NOT NULL DEFAULT now()
         );
-        COMMENT ON TABLE read_model.head IS
+        COMMENT ON TABLE head IS
             'The last position of the event store, as the projector observed it (every second).';
-        INSERT INTO read_model.head DEFAULT VALUES;
+        INSERT INTO head DEFAULT VALUES;
 
-        CREATE TABLE read_model.epochs (
+        CREATE TABLE epochs (
             epoch integer PRIMARY KEY,
             from_position bigint NOT NULL,
             opened_at timestamptz NOT NULL
         );
 
-        CREATE TABLE read_model.vessels (
+        CREATE TABLE vessels (
             code text COLLATE "C" PRIMARY KEY,
             name text,
             status text NOT NULL,
@@ -48,9 +53,9 @@ def upgrade() -> None:
             version bigint NOT NULL,
             position bigint NOT NULL
         );
-        COMMENT ON COLUMN read_model.vessels.position IS 'Of the last change, that of the counts included.';
+        COMMENT ON COLUMN vessels.position IS 'Of the last change, that of the counts included.';
 
-        CREATE TABLE read_model.equipment (
+        CREATE TABLE equipment (
             code text COLLATE "C" PRIMARY KEY,
             vessel_code text COLLATE "C" NOT NULL,
             name text NOT NULL,
@@ -60,10 +65,10 @@ def upgrade() -> None:
             version bigint NOT NULL,
             position bigint NOT NULL
         );
-        CREATE INDEX equipment_vessel_idx ON read_model.equipment (vessel_code, code);
-        CREATE INDEX equipment_active_idx ON read_model.equipment (vessel_code, status, code);
+        CREATE INDEX equipment_vessel_idx ON equipment (vessel_code, code);
+        CREATE INDEX equipment_active_idx ON equipment (vessel_code, status, code);
 
-        CREATE TABLE read_model.operations (
+        CREATE TABLE operations (
             id text COLLATE "C" PRIMARY KEY,
             equipment_code text COLLATE "C" NOT NULL,
             vessel_code text COLLATE "C" NOT NULL,
@@ -77,11 +82,11 @@ def upgrade() -> None:
             position bigint NOT NULL
         );
         -- Lists of operations are paged by (performed_at, id), of everything, of a vessel, of a piece of equipment.
-        CREATE INDEX operations_performed_idx ON read_model.operations (performed_at, id);
-        CREATE INDEX operations_equipment_idx ON read_model.operations (equipment_code, performed_at, id);
-        CREATE INDEX operations_vessel_idx ON read_model.operations (vessel_code, performed_at, id);
+        CREATE INDEX operations_performed_idx ON operations (performed_at, id);
+        CREATE INDEX operations_equipment_idx ON operations (equipment_code, performed_at, id);
+        CREATE INDEX operations_vessel_idx ON operations (vessel_code, performed_at, id);
 
-        CREATE TABLE read_model.event_log (
+        CREATE TABLE event_log (
             position bigint PRIMARY KEY,
             previous_position bigint NOT NULL,
             previous_of_type bigint NOT NULL,
@@ -97,16 +102,9 @@ def upgrade() -> None:
             traceparent text,
             data json NOT NULL
         );
-        COMMENT ON COLUMN read_model.event_log.data IS 'Exactly as stored: json keeps the text, jsonb would not.';
-        CREATE INDEX event_log_stream_idx ON read_model.event_log (stream, version);
-        CREATE INDEX event_log_type_idx ON read_model.event_log (type, position);
+        COMMENT ON COLUMN event_log.data IS 'Exactly as stored: json keeps the text, jsonb would not.';
+        CREATE INDEX event_log_stream_idx ON event_log (stream, version);
+        CREATE INDEX event_log_type_idx ON event_log (type, position);
         """
     )
-    op.execute(
-        """
-        GRANT USAGE ON SCHEMA read_model TO fpso_projector, fpso_query;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA read_model TO fpso_projector;
-        GRANT SELECT ON ALL TABLES IN SCHEMA read_model TO fpso_query;
-        REVOKE INSERT, UPDATE, DELETE ON read_model.alembic_version FROM fpso_projector;
-        """
-    )
+    grant_read_model()

@@ -1,0 +1,46 @@
+"""``fpso projection``: the read model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from infra.cli.system import checked, gateway_client, new_console, with_url
+
+
+@click.group()
+def projection() -> None:
+    """The read model: how far it has got."""
+
+
+@projection.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /v1/projection as it is.")
+@with_url
+def status(as_json: bool, url: str | None) -> None:
+    """How far the read model is behind the event store."""
+    with gateway_client(url) as client:
+        answer = checked(client.get("/v1/projection"))
+    if as_json:
+        click.echo(answer.text)
+        return
+    _print_projection(answer.json())
+
+
+def _print_projection(found: Mapping[str, Any]) -> None:
+    console = new_console()
+    colour = {"following": "green", "catching-up": "yellow"}.get(found["state"], "red")
+    lines = {
+        "state": f"[bold {colour}]{found['state']}[/]",
+        "checkpoint": f"{found['checkpoint']:,}",
+        "head": f"{found['head']:,} (observed {found['head_observed_at']})",
+        "lag": f"{found['lag_events']:,} events, {found['lag_seconds']:g} s",
+        "epoch": f"{found['epoch']}",
+    }
+    if stopped := found.get("stopped_at"):
+        lines["stopped at"] = f"{stopped['position']:,} {stopped['type']}: {stopped['cause']}"
+    if rebuild := found.get("rebuild"):
+        lines["rebuild"] = f"{rebuild['percent']:g} % ({rebuild['position']:,} of {rebuild['target']:,})"
+    for name, value in lines.items():
+        console.print(f"{name:<12} {value}")
