@@ -9,6 +9,7 @@ import os
 
 import click
 
+from infra.cli.history import history, replay
 from infra.cli.imports import import_file
 from infra.cli.projection import projection
 from infra.cli.system import become, settings
@@ -36,5 +37,5 @@ def migrate() -> None:
     become("infra.migrations", {**os.environ, **settings()})
 
 
-for command in (import_file, projection, tail):
+for command in (import_file, history, replay, tail, projection):
     main.add_command(command)

@@ -93,9 +93,9 @@ def with_url(command: Function) -> Function:
     return click.option("--url", metavar="URL", help="The gateway; default FPSO_GATEWAY_URL.")(command)
 
 
-def become(module: str, environment: Mapping[str, str]) -> NoReturn:
+def become(module: str, environment: Mapping[str, str], *arguments: str) -> NoReturn:
     """Turn into ``python -m module``: signals and the exit code are its own."""
-    os.execve(sys.executable, [sys.executable, "-m", module], environment)  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)  # noqa: S606 - no shell is wanted
 
 
 @contextmanager

@@ -6,21 +6,16 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from events.event import Event, Metadata
 from infra import broker, cli
 from infra.cli import system
 from infra.cli.tail import matches
+from tests.cli.gateway import PROBLEM, Answer, Gateway, fpso, problem
 
 REGISTER = "code,name,location,active\n71-PA-7301A,PUMP A,SKID,true\n71-PA-7301B,PUMP B,SKID,false\n"
 IMPORTED = {"registered": 2, "deactivated": 1, "skipped": [], "position": 1234}
@@ -37,99 +32,11 @@ PROJECTION = {
 }
 
 
-@dataclass
-class Answer:
-    status: int
-    body: Any
-    content_type: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Received:
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class Gateway:
-    """Answers what it was told to, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: dict[tuple[str, str], Answer] = {}
-        self.received: list[Received] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, method: str, path: str, answer: Answer) -> None:
-        self.answers[method, path] = answer
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        gateway = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def handle_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                gateway.received.append(Received(self.command, self.path, dict(self.headers), body))
-                unknown = Answer(404, problem("not-found", 404, "There is nothing at this path."), PROBLEM)
-                answer = gateway.answers.get((self.command, self.path.partition("?")[0]), unknown)
-                content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-                self.send_response(answer.status)
-                self.send_header("Content-Type", answer.content_type)
-                self.send_header("Content-Length", str(len(content)))
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_POST = handle_any
-
-            def log_message(self, *_: Any) -> None:
-                """Nothing: the test keeps what was asked."""
-
-        return Handler
-
-
-PROBLEM = "application/problem+json"
-
-
-def problem(slug: str, status: int, detail: str, **members: Any) -> dict[str, Any]:
-    return {
-        "type": f"/problems/{slug}",
-        "title": f"Title of {slug}",
-        "status": status,
-        "detail": detail,
-        **members,
-    }
-
-
-@pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gateway]:
-    """A gateway that FPSO_GATEWAY_URL names, and an empty current folder."""
-    gateway = Gateway()
-    thread = threading.Thread(target=gateway.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    monkeypatch.chdir(tmp_path)
-    for name in ("FPSO_AMQP_URL", "FPSO_DATABASE_URL", "FPSO_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FPSO_GATEWAY_URL", gateway.url)
-    monkeypatch.setenv("COLUMNS", "200")
-    yield gateway
-    gateway.server.shutdown()
-    thread.join()
-    gateway.server.server_close()
-
-
 @pytest.fixture
 def register(tmp_path: Path) -> Path:
     file = tmp_path / "register.csv"
     file.write_text(REGISTER)
     return file
-
-
-def fpso(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
 
 IMPORT_PATH = "/v1/vessels/ODIN/equipment/import"
@@ -394,7 +301,7 @@ def tailed(url: str, tmp_path: Path, shell: str) -> subprocess.CompletedProcess[
         cwd=tmp_path,
         timeout=60,
         check=False,
-        env={"PYTHONPATH": str(Path(cli.__file__).parents[1]), "PATH": os.defpath, "FPSO_AMQP_URL": url},
+        env={"PYTHONPATH": str(Path(cli.__file__).parents[2]), "PATH": os.defpath, "FPSO_AMQP_URL": url},
     )
 
 
@@ -460,7 +367,7 @@ def test_migrate_turns_into_the_migrations(gateway: Gateway, tmp_path: Path) -> 
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env={"PYTHONPATH": str(Path(cli.__file__).parents[2])},
     )
     assert done.returncode == 1
     assert "FPSO_DATABASE_URL is not set" in done.stderr
