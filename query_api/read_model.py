@@ -1,4 +1,11 @@
-"""The read model as queries see it: read only, one snapshot a query, its position always known."""
+"""The read model as queries see it: read only, one snapshot a query, its position always known.
+
+The first column of every statement is the position of its snapshot: that of the projection it stands on, of
+both the lesser (`query_api.freshness.Basis`). And ``checkpoints`` is the first table of every FROM, before any
+other in it, also where a WITH or a subquery would come before: the swap of a rebuild takes ACCESS EXCLUSIVE
+on ``checkpoints`` before it renames the schemas. So a statement that has come past this table finds all its
+others in the same copy, and one that waits for it finds them all in the new one.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from infra.database import CONNECT_TIMEOUT, KEEPALIVE, Limit, Listener
 from infra.problems import Problem
-from query_api.freshness import Freshness
+from query_api.freshness import Aim, Basis, Freshness, Progress, Reached
 
 Row = tuple[Any, ...]
 
@@ -27,7 +34,16 @@ _SESSION = (
     f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
 )
 
-_CHECKPOINT: LiteralString = "SELECT position FROM checkpoints WHERE name = 'tables'"
+# A moment is passed where an event as late has been written, or where all events that there were by then have.
+_PROGRESS: LiteralString = """
+    SELECT checkpoints.name, checkpoints.position,
+           greatest(checkpoints.occurred_at,
+                    CASE WHEN checkpoints.position >= head.position THEN head.complete_until END),
+           clock_timestamp()
+    FROM checkpoints LEFT JOIN head ON true
+    WHERE checkpoints.name IN ('tables', 'event_log')
+    ORDER BY checkpoints.name
+"""
 
 
 class ReadModel:
@@ -53,7 +69,7 @@ class ReadModel:
             name="query_api",
         )
         self._listener = Listener(url, "read_model", "query_api listener")
-        self._freshness = Freshness(self.checkpoint, self._listener)
+        self._freshness = Freshness(self.progress, self._listener)
         # Downloads hold a connection for as long as the client reads; half of them stay for everybody else.
         self._downloads = asyncio.Semaphore(max(1, pool_size // 2))
 
@@ -74,25 +90,50 @@ class ReadModel:
             await self._pool.close(timeout=1)
 
     async def rows(
-        self, statement: LiteralString, parameters: Mapping[str, Any], min_position: int | None
+        self,
+        statement: LiteralString,
+        parameters: Mapping[str, Any],
+        min_position: int | None,
+        basis: Basis = "tables",
     ) -> list[Row]:
-        """All rows of ``statement``, at least one, from a snapshot not older than ``min_position``."""
+        """All rows of ``statement``, at least one, from a snapshot not older than ``min_position``.
+
+        ``basis`` is what the statement stands on.
+        """
         deadline = _deadline()
         if min_position is None:
             return await self._fetch(statement, parameters, deadline)
-        with self._freshness.waiting(min_position) as waiter:
+        with self._freshness.waiting(Aim(basis, min_position)) as waiter:
             while True:
                 rows = await self._fetch(statement, parameters, deadline)
                 if rows[0][0] >= min_position:
                     return rows
-                await waiter.until_moved(rows[0][0])
+                await waiter.until_reached(rows[0][0])
 
     async def row(
-        self, statement: LiteralString, parameters: Mapping[str, Any], min_position: int | None
+        self,
+        statement: LiteralString,
+        parameters: Mapping[str, Any],
+        min_position: int | None,
+        basis: Basis = "tables",
     ) -> Row:
         """The one row of ``statement``."""
-        [row] = await self.rows(statement, parameters, min_position)
+        [row] = await self.rows(statement, parameters, min_position, basis)
         return row
+
+    async def reach(self, aim: Aim) -> None:
+        """Return when ``aim`` is reached. Checkpoints never go backwards: every later snapshot has reached it.
+
+        Raises `read-model-behind` when the time to wait is over, and `invalid-request` for the future.
+        """
+        deadline = _deadline()
+        with self._freshness.waiting(aim) as waiter:
+            while True:
+                progress = await self._progress(deadline)
+                aim.check(progress)
+                if aim.is_reached(progress):
+                    return
+                await waiter.until_reached(progress.of(aim.basis).position)
 
     @asynccontextmanager
     async def chunks(
@@ -101,11 +142,11 @@ class ReadModel:
         parameters: Mapping[str, Any],
         min_position: int | None,
         chunk_rows: int,
+        basis: Basis = "tables",
     ) -> AsyncIterator[AsyncIterator[list[Row]]]:
         """The rows of ``statement`` in chunks through a cursor: one snapshot, and never all in memory."""
         if min_position is not None:
-            # Checkpoints never go backwards, so the snapshot of the cursor is not older than this one.
-            await self.row(_CHECKPOINT, {}, min_position)
+            await self.reach(Aim(basis, min_position))
         try:
             async with asyncio.timeout(DOWNLOAD_WAIT):
                 await self._downloads.acquire()
@@ -140,10 +181,13 @@ class ReadModel:
         finally:
             self._downloads.release()
 
+    async def progress(self) -> Progress:
+        """How far tables and event log have got."""
+        return await self._progress(_deadline())
+
     async def checkpoint(self) -> int:
         """The position up to which the tables have been written."""
-        [(position,)] = await self._fetch(_CHECKPOINT, {}, _deadline())
-        return int(position)
+        return (await self.progress()).tables.position
 
     async def check(self) -> str | None:
         """Readiness: the database answers, and its tables are there."""
@@ -152,6 +196,10 @@ class ReadModel:
         except psycopg.errors.UndefinedTable:
             return "the read model has not been migrated"
         return None
+
+    async def _progress(self, deadline: float) -> Progress:
+        event_log, tables = await self._fetch(_PROGRESS, {}, deadline)
+        return Progress(Reached(*tables[1:3]), Reached(*event_log[1:3]), tables[3])
 
     async def _fetch(
         self, statement: LiteralString, parameters: Mapping[str, Any], deadline: float

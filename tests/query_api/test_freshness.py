@@ -8,6 +8,8 @@ import pytest
 from fastapi import FastAPI
 
 from query_api import freshness
+from query_api.freshness import Progress
+from query_api.read_model import ReadModel
 from tests.query_api.conftest import Fleet
 
 
@@ -52,16 +54,14 @@ async def test_many_who_wait_cost_one_look(
     app: FastAPI, client: httpx.AsyncClient, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    read_model = app.state.read_model
-    checkpoint = read_model.checkpoint
+    read_model: ReadModel = app.state.read_model
 
-    async def counted() -> int:
+    async def counted() -> Progress:
         nonlocal looks
         looks += 1
-        position: int = await checkpoint()
-        return position
+        return await read_model.progress()
 
-    monkeypatch.setattr(read_model._freshness, "_checkpoint", counted)
+    monkeypatch.setattr(read_model._freshness, "_look", counted)
     async with asyncio.TaskGroup() as group:
         requests = [group.create_task(client.get("/v1/epochs?min_position=5")) for _ in range(50)]
         await asyncio.sleep(1.5)
