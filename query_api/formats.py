@@ -9,7 +9,7 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -124,10 +124,10 @@ async def answer_list(
     if format_ != "application/json" and not page.is_page:
         return Download(read_model, listing, {**parameters, "limit": None}, page.min_position, format_)
     rows = await read_model.rows(
-        listing.statement, {**parameters, "limit": page.limit + 1}, page.min_position
+        listing.statement, {**parameters, "limit": page.limit + 1}, page.min_position, listing.basis
     )
     listing.require(rows[0])
-    items = [row[1] for row in rows if row[1] is not None]
+    items = listing.reading()(rows)
     headers = {"Event-Position": str(rows[0][0]), "Vary": "Accept"}
     next_cursor = None
     if len(items) > page.limit:
@@ -165,7 +165,7 @@ class Download(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._read_model.chunks(
-            self._listing.statement, self._parameters, self._min_position, CHUNK_ROWS
+            self._listing.statement, self._parameters, self._min_position, CHUNK_ROWS, self._listing.basis
         ) as chunks:
             # Whatever goes wrong up to here is still answered as a problem.
             first = await anext(chunks)
@@ -191,18 +191,15 @@ class Download(Response):
         self, first: list[Row], chunks: AsyncIterator[list[Row]], send: Send, is_gone: Callable[[], bool]
     ) -> None:
         write = writer_of(self._format, self._listing.columns)
-        content = write.head() + write.chunk(_items(first))
+        read = self._listing.reading()
+        content = write.head() + write.chunk(read(first))
         while not is_gone():
             async with asyncio.timeout(STALL_SECONDS):
                 await send({"type": "http.response.body", "body": content, "more_body": True})
             rows = await anext(chunks, None)
             if rows is None:
                 return
-            content = write.chunk(_items(rows))
-
-
-def _items(rows: Iterable[Row]) -> list[str]:
-    return [row[1] for row in rows if row[1] is not None]
+            content = write.chunk(read(rows))
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -114,7 +114,7 @@ class Aim:
         moment = time_text(self.moment)
         return Problem(
             "read-model-behind",
-            f"The read model is at position {checkpoint}, and not known to hold all that happened by {moment}.",
+            f"The read model is at position {checkpoint}: not known to hold all that happened by {moment}.",
             headers=headers,
             moment=moment,
             checkpoint=checkpoint,

@@ -9,8 +9,8 @@ import binascii
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, LiteralString
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -21,6 +21,7 @@ from starlette.requests import Request
 from events.values import time_of
 from infra.problems import invalid
 from infra.web import instance_of
+from query_api.freshness import Basis
 from query_api.read_model import Row
 
 LIMIT_DEFAULT = 100
@@ -126,8 +127,23 @@ class Key:
     check: Callable[[str], str] = text_key
 
 
+def number_key(value: str) -> str:
+    """A key of a cursor that is a version or a position. Raises ``ValueError``."""
+    if int(_digits(value)) > POSITION_MAX:
+        raise ValueError("there is no such number")
+    return value
+
+
 def _nothing_missing(row: Row) -> None:
     """Most lists exist whatever the filters say."""
+
+
+Items = Callable[[Sequence[Row]], list[str]]
+"""Makes the items, as JSON text, of the next rows of a list."""
+
+
+def _as_they_are() -> Items:
+    return lambda rows: [row[1] for row in rows if row[1] is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +156,12 @@ class Listing:
     keys: tuple[Key, ...]
     columns: tuple[str, ...]
     """Of CSV: members of the items; a dot leads into an object."""
-    require: Callable[[Row], None] = field(default=_nothing_missing)
+    require: Callable[[Row], None] = _nothing_missing
     """Refuses, looking at the first row, a list that does not exist."""
+    basis: Basis = "tables"
+    """What the statement stands on."""
+    reading: Callable[[], Items] = _as_they_are
+    """Called anew for each answer; by default an item is what the statement gives in its second column."""
 
     def after(self, cursor: str | None, filters: Mapping[str, Any]) -> dict[str, str]:
         """Where the page begins, as parameters of the statement."""
@@ -164,7 +184,7 @@ class Listing:
     def cursor(self, item: str, filters: Mapping[str, Any]) -> str:
         """The cursor of the page that follows ``item``."""
         members = from_json(item)
-        content = to_json([self._fingerprint(filters), *(members[key.member] for key in self.keys)])
+        content = to_json([self._fingerprint(filters), *(str(members[key.member]) for key in self.keys)])
         return base64.urlsafe_b64encode(content).rstrip(b"=").decode("ascii")
 
     def _fingerprint(self, filters: Mapping[str, Any]) -> str:

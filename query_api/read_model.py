@@ -1,10 +1,10 @@
 """The read model as queries see it: read only, one snapshot a query, its position always known.
 
 The first column of every statement is the position of its snapshot: that of the projection it stands on, of
-both the lesser (`query_api.freshness.Basis`). And ``checkpoints`` is the first table of every FROM, before any
-other in it, also where a WITH or a subquery would come before: the swap of a rebuild takes ACCESS EXCLUSIVE
-on ``checkpoints`` before it renames the schemas. So a statement that has come past this table finds all its
-others in the same copy, and one that waits for it finds them all in the new one.
+both the lesser (`query_api.freshness.Basis`). And ``checkpoints`` is the first table that a statement names,
+in its FROM and in no WITH before it: the swap of a rebuild takes ACCESS EXCLUSIVE on ``checkpoints`` before
+it renames the schemas. So a statement that has come past this table finds all its others in the same copy,
+and one that waits for it finds them all in the new one.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _SESSION = (
     f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
 )
 
-# A moment is passed where an event as late has been written, or where all events that there were by then have.
+# A moment is passed where an event as late has been written, or where all events that there were by then are.
 _PROGRESS: LiteralString = """
     SELECT checkpoints.name, checkpoints.position,
            greatest(checkpoints.occurred_at,
@@ -122,7 +122,7 @@ class ReadModel:
         return row
 
     async def reach(self, aim: Aim) -> None:
-        """Return when ``aim`` is reached. Checkpoints never go backwards: every later snapshot has reached it.
+        """Return when ``aim`` is reached; every later snapshot has, for checkpoints never go backwards.
 
         Raises `read-model-behind` when the time to wait is over, and `invalid-request` for the future.
         """
