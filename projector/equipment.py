@@ -1,7 +1,8 @@
-"""The table ``equipment``: which rows a state becomes."""
+"""The tables ``equipment`` and ``equipment_versions``: which rows a state becomes."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -19,6 +20,40 @@ class EquipmentRow:
     state: EquipmentState
     position: int
     is_new: bool = False
+
+
+@dataclass(slots=True)
+class EquipmentVersion:
+    """What an event made of a piece of equipment, and until when it was that."""
+
+    code: str
+    state: EquipmentState
+    position: int
+    valid_from: datetime
+    left_vessel_code: str | None
+    """The vessel that the event led away from."""
+    valid_to: datetime | None = None
+    """When the next event happened; None while there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EquipmentVersions:
+    """The versions that a batch adds, and the ends that it puts to versions from before it."""
+
+    new: list[EquipmentVersion] = field(default_factory=list)
+    ended: list[tuple[str, int, datetime]] = field(default_factory=list)
+    """Code, version, and the time of the event after it."""
+    _newest: dict[str, EquipmentVersion] = field(default_factory=dict)
+
+    def add(self, version: EquipmentVersion) -> None:
+        """The next version of a piece of equipment; it ends the one before it."""
+        before = self._newest.get(version.code)
+        if before is not None:
+            before.valid_to = version.valid_from
+        elif version.state.version > 1:
+            self.ended.append((version.code, version.state.version - 1, version.valid_from))
+        self._newest[version.code] = version
+        self.new.append(version)
 
 
 async def load_equipment(connection: AsyncConnection[Any], codes: Collection[str]) -> dict[str, EquipmentRow]:
@@ -108,6 +143,56 @@ async def write_equipment(connection: AsyncConnection[Any], rows: Collection[Equ
                             "position": row.position,
                         }
                         for row in changed
+                    ]
+                ).decode()
+            ],
+        )
+
+
+async def write_equipment_versions(connection: AsyncConnection[Any], versions: EquipmentVersions) -> None:
+    """Copy the new of ``versions``, and end those from before them."""
+    if not versions.new:
+        return
+    async with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            """
+            COPY equipment_versions (
+                code, version, position, valid_from, valid_to, vessel_code, left_vessel_code, name, location,
+                attributes, status
+            ) FROM STDIN
+            """
+        ) as copy,
+    ):
+        for row in versions.new:
+            state = row.state
+            await copy.write_row(
+                (
+                    row.code,
+                    state.version,
+                    row.position,
+                    row.valid_from,
+                    "infinity" if row.valid_to is None else row.valid_to,
+                    state.vessel_code,
+                    row.left_vessel_code,
+                    state.name,
+                    state.location,
+                    to_json(state.attributes).decode(),
+                    state.status,
+                )
+            )
+    if versions.ended:
+        await connection.execute(
+            """
+            UPDATE equipment_versions SET valid_to = ended.valid_to
+            FROM json_to_recordset(%s) AS ended (code text, version bigint, valid_to timestamptz)
+            WHERE equipment_versions.code = ended.code AND equipment_versions.version = ended.version
+            """,
+            [
+                to_json(
+                    [
+                        {"code": code, "version": version, "valid_to": valid_to}
+                        for code, version, valid_to in versions.ended
                     ]
                 ).decode()
             ],

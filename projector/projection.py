@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import psycopg
@@ -21,7 +21,14 @@ from events.event import Event
 from events.state import equipment_after, vessel_after
 from events.vessel import VesselEvent
 from infra.database import READ_MODEL_CHANNEL, Pool, pool_of
-from projector.equipment import EquipmentRow, load_equipment, write_equipment
+from projector.equipment import (
+    EquipmentRow,
+    EquipmentVersion,
+    EquipmentVersions,
+    load_equipment,
+    write_equipment,
+    write_equipment_versions,
+)
 from projector.operations import OperationRow, load_operations, write_operations
 from projector.vessels import VesselRow, load_vessels, write_vessels
 
@@ -106,11 +113,11 @@ class Projection(ABC):
                 await self.write(connection, batch)
                 await connection.execute(
                     """
-                    UPDATE checkpoints SET position = %s, epoch = %s,
+                    UPDATE checkpoints SET position = %s, epoch = %s, occurred_at = %s,
                         stopped_position = NULL, stopped_type = NULL, stopped_cause = NULL
                     WHERE name = %s
                     """,
-                    [batch[-1].position, batch[-1].epoch, self.name],
+                    [batch[-1].position, batch[-1].epoch, batch[-1].occurred_at, self.name],
                 )
                 await connection.execute(
                     "SELECT pg_notify(%s, position::text) FROM checkpoints WHERE name = 'tables'",
@@ -148,7 +155,7 @@ class Projection(ABC):
 
 
 class Tables(Projection):
-    """The tables ``vessels``, ``equipment`` and ``operations``."""
+    """The tables ``vessels``, ``equipment``, ``equipment_versions`` and ``operations``."""
 
     name = "tables"
 
@@ -161,6 +168,7 @@ class Tables(Projection):
         since = batch[0].position
         await write_vessels(connection, _changed(rows.vessels.values(), since))
         await write_equipment(connection, _changed(rows.equipment.values(), since))
+        await write_equipment_versions(connection, rows.versions)
         await write_operations(connection, _changed(rows.operations.values(), since))
 
 
@@ -205,11 +213,12 @@ def _stream_of(event: Event) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows that a batch touches, by code or id."""
+    """The rows that a batch touches, by code or id, and those that it adds to the past."""
 
     vessels: dict[str, VesselRow]
     equipment: dict[str, EquipmentRow]
     operations: dict[str, OperationRow]
+    versions: EquipmentVersions = field(default_factory=EquipmentVersions)
 
     def apply(self, event: Event, model: DomainEvent) -> None:
         """Fold one event. Raises `Unprojectable`."""
@@ -251,6 +260,8 @@ class Rows:
                 self.operations[id_] = OperationRow(id_, code, operation, event.position, is_new)
             after = replace(after, operations={})
         self._count(event, (before.vessel_code, before.status) if before else None, after)
+        left = before.vessel_code if before and before.vessel_code != after.vessel_code else None
+        self.versions.add(EquipmentVersion(code, after, event.position, event.occurred_at, left))
         if row is None:
             self.equipment[code] = EquipmentRow(code, after, event.position, is_new=True)
         else:

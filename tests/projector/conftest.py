@@ -52,10 +52,13 @@ class ReadModel:
 
     def rows(self) -> dict[str, list[tuple[object, ...]]]:
         """The whole of the folded tables."""
-        return {
+        rows = {
             table: self.store.query(f"SELECT * FROM read_model.{table} ORDER BY 1")
             for table in ("vessels", "equipment", "operations")
         }
+        # As text, because Python has no infinity.
+        versions = "SELECT row::text FROM read_model.equipment_versions row ORDER BY code, version"
+        return rows | {"equipment_versions": self.store.query(versions)}
 
     def checkpoint(self, name: str = "tables") -> int:
         [(position,)] = self.store.query("SELECT position FROM read_model.checkpoints WHERE name = %s", name)

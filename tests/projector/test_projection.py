@@ -74,6 +74,49 @@ async def test_costs_stay_with_the_vessel_of_their_time(store: Store, read_model
     assert recorded < second
 
 
+VERSIONS = """
+    SELECT version, position, valid_from::text, valid_to::text, vessel_code, left_vessel_code, name, location,
+        attributes, status
+    FROM read_model.equipment_versions WHERE code = 'A' ORDER BY version
+"""
+
+
+@pytest.mark.parametrize("batch_events", [100, 1])
+async def test_every_event_of_a_piece_of_equipment_leaves_a_version_that_ends_when_the_next_begins(
+    store: Store, read_model: ReadModel, batch_events: int
+) -> None:
+    store.append(
+        ("vessel/VAL", VesselRegistered(code="VAL")),
+        ("vessel/ODN", VesselRegistered(code="ODN")),
+        an_equipment("A"),
+        ("equipment/A", EquipmentUpdated(name="Booster", attributes={})),
+        an_equipment("B"),
+        ("equipment/A", EquipmentDeactivated()),
+        ("equipment/A", EquipmentTransferred(from_vessel_code="VAL", vessel_code="ODN", location="DECK 2")),
+        ("equipment/A", an_operation("op-1")),
+        ("equipment/A", OperationVoided(operation_id="op-1")),
+        ("equipment/A", EquipmentActivated()),
+    )
+    await read_model.project(batch_events)
+    at = [f"2024-05-01 00:00:00.{number:06}".rstrip("0") + "+00" for number in range(11)]
+    abb = {"maker": "ABB"}
+    assert store.query(VERSIONS) == [
+        (1, 3, at[3], at[4], "VAL", None, "Compressor", "Module 23", abb, "active"),
+        (2, 4, at[4], at[6], "VAL", None, "Booster", "Module 23", {}, "active"),
+        (3, 6, at[6], at[7], "VAL", None, "Booster", "Module 23", {}, "inactive"),
+        (4, 7, at[7], at[8], "ODN", "VAL", "Booster", "DECK 2", {}, "inactive"),
+        (5, 8, at[8], at[9], "ODN", None, "Booster", "DECK 2", {}, "inactive"),
+        (6, 9, at[9], at[10], "ODN", None, "Booster", "DECK 2", {}, "inactive"),
+        (7, 10, at[10], "infinity", "ODN", None, "Booster", "DECK 2", {}, "active"),
+    ]
+    assert store.query(
+        "SELECT DISTINCT position, occurred_at::text FROM read_model.checkpoints ORDER BY 1"
+    ) == [
+        (0, None),
+        (10, at[10]),
+    ]
+
+
 def a_long_story(store: Store, seed: int) -> None:
     """Some hundred events of every type, in transactions of any size, with burned positions."""
     chance = random.Random(seed)
@@ -130,7 +173,8 @@ async def test_the_tables_do_not_depend_on_the_batches(
     for size in (1, 7, 64):
         store.query(
             """
-            TRUNCATE read_model.vessels, read_model.equipment, read_model.operations;
+            TRUNCATE read_model.vessels, read_model.equipment, read_model.equipment_versions,
+                read_model.operations
             """
         )
         store.query("UPDATE read_model.checkpoints SET position = 0")
@@ -146,6 +190,19 @@ async def test_the_tables_do_not_depend_on_the_batches(
         """
     )
     assert counted == []
+    # A version per event without a hole, each ended by the next, the last one as the equipment is now.
+    wrong = store.query(
+        """
+        SELECT code, version FROM (
+            SELECT *, row_number() OVER story AS number, lead(valid_from, 1, 'infinity') OVER story AS ended
+            FROM read_model.equipment_versions
+            WINDOW story AS (PARTITION BY code ORDER BY position)
+        ) AS v LEFT JOIN read_model.equipment e
+            USING (code, version, position, vessel_code, name, location, attributes, status)
+        WHERE version <> number OR valid_to <> ended OR (valid_to = 'infinity') <> (e.code IS NOT NULL)
+        """
+    )
+    assert wrong == []
 
 
 async def test_the_number_of_statements_does_not_grow_with_the_batch(
