@@ -128,7 +128,7 @@ class Projector:
             await asyncio.sleep(OBSERVE_INTERVAL)
 
     async def _observe_once(self) -> None:
-        head = await self._reader.head()
+        head = await self._reader.complete_head()
         await self._epochs.refresh()
         checkpoints = await self._write_head(head)
         for subscription in self.subscriptions:
@@ -141,13 +141,23 @@ class Projector:
 
     async def _write_head(self, head: Head) -> dict[str, int]:
         async with self._read_model.connection() as connection, connection.transaction():
-            # Of several projectors one is enough.
+            # Of several projectors one is enough. complete_until is true of its position and those beyond it.
             await connection.execute(
                 """
-                UPDATE head SET position = %s, occurred_at = %s, epoch = %s, observed_at = clock_timestamp()
-                WHERE observed_at < clock_timestamp() - interval '0.5 seconds' OR position < %s
+                UPDATE head SET
+                    position = seen.position, occurred_at = seen.occurred_at, epoch = seen.epoch,
+                    observed_at = clock_timestamp(),
+                    complete_until = CASE
+                        WHEN seen.epoch = head.epoch AND seen.position >= head.position
+                        THEN greatest(head.complete_until, seen.complete_until)
+                        ELSE seen.complete_until
+                    END
+                FROM (VALUES (%s::bigint, %s::timestamptz, %s::integer, %s::timestamptz))
+                    AS seen (position, occurred_at, epoch, complete_until)
+                WHERE head.observed_at < clock_timestamp() - interval '0.5 seconds'
+                    OR head.position < seen.position
                 """,
-                [head.position, head.occurred_at, head.epoch, head.position],
+                [head.position, head.occurred_at, head.epoch, head.complete_until],
             )
             await connection.execute(
                 """

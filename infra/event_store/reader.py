@@ -11,11 +11,12 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
+from psycopg.sql import SQL, Literal
 from pydantic_core import from_json
 
 from events.catalogue import EVENT_TYPES, Undecodable, event_of
@@ -26,8 +27,12 @@ log = logging.getLogger(__name__)
 
 STORE_CHANNEL = "stored_events"
 """NOTIFY wakes whoever follows the store; it carries nothing."""
+APPEND_LOCK_KEY = 0x4650534F_00000001
+"""Of the advisory transaction lock that every appender takes first. It needs no right on any table, and
+unlike the library's LOCK TABLE it does not queue behind autovacuum."""
 ANY_POSITION = 2**63 - 1
 STATEMENT_TIMEOUT = 30  # seconds
+BARRIER_TIMEOUT = 500  # milliseconds; whoever appends meanwhile waits behind us
 REMEMBERED_ENDS = 4  # of batches; as many readers of different speed may share one Reader
 
 
@@ -49,6 +54,9 @@ class Head:
     """Of the last event, 0 where there is none."""
     occurred_at: datetime | None
     epoch: int
+    complete_until: datetime | None = None
+    """By the store's clock: no event that happened by then lies beyond ``position``. None where appends in
+    flight kept it from being known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,17 +188,24 @@ class Reader:
     async def head(self) -> Head:
         """The end of the event store now."""
         async with self._pool.connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(
-                """
-                SELECT notification_id, state,
-                    (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id)
-                FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
-                """
-            )
-            row = await cursor.fetchone()
-            if row is None:
-                return Head(0, None, 1)
-            return Head(row[0], _occurred_at(row[1]), row[2] or 1)
+            await cursor.execute(_HEAD)
+            return _head_of(await cursor.fetchone())
+
+    async def complete_head(self) -> Head:
+        """The end of the event store, and until when nothing can be missing before it.
+
+        An append in flight has stamped its events and does not show them yet, so this waits for it, and says
+        nothing about time where it takes longer than ``BARRIER_TIMEOUT``.
+        """
+        async with self._pool.connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            try:
+                await cursor.execute(_HEAD_BEHIND_BARRIER, prepare=False)
+            except psycopg.errors.LockNotAvailable:
+                await cursor.execute(_HEAD)
+                return _head_of(await cursor.fetchone())
+            while cursor.nextset():
+                pass
+            return _head_of(await cursor.fetchone())
 
     async def epochs(self) -> list[Epoch]:
         """Every epoch, oldest first."""
@@ -216,6 +231,39 @@ class Reader:
         oldest = _occurred_at(row[0]) if row else None
         seconds = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
         return Lag(head.position - position, max(0.0, seconds))
+
+
+_HEAD: LiteralString = """
+    SELECT notification_id, state,
+        (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id), NULL
+    FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
+"""
+
+# One message to the server, which runs it as one transaction without us: a process that is stopped cannot
+# hold the lock. Sent without parameters, because only the simple protocol takes several statements. The clock
+# is read while nobody appends, and whoever appends next stamps a later time than that; the last statement's
+# snapshot is taken under the lock, so it shows all that was stamped before.
+_HEAD_BEHIND_BARRIER = SQL(
+    """
+    SET LOCAL lock_timeout = {timeout};
+    SELECT pg_advisory_xact_lock_shared({key});
+    SELECT notification_id, state,
+        (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id),
+        clock_timestamp() - interval '1 microsecond'
+    FROM (SELECT) AS always LEFT JOIN (
+        SELECT notification_id, state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
+    ) AS last ON true
+    """
+).format(timeout=Literal(BARRIER_TIMEOUT), key=Literal(APPEND_LOCK_KEY))
+
+
+def _head_of(row: tuple[Any, ...] | None) -> Head:
+    if row is None:
+        return Head(0, None, 1)
+    position, state, epoch, complete_until = row
+    if position is None:
+        return Head(0, None, 1, complete_until)
+    return Head(position, _occurred_at(state), epoch or 1, complete_until)
 
 
 async def _select_rows(

@@ -21,12 +21,10 @@ from psycopg.types.json import Jsonb
 from pydantic_core import from_json
 
 from infra.event_store.mapper import SNAPSHOT_TOPICS, PendingEvent
+from infra.event_store.reader import APPEND_LOCK_KEY
 
 log = logging.getLogger(__name__)
 
-APPEND_LOCK_KEY = 0x4650534F_00000001
-"""Of the advisory transaction lock that every appender takes first. It needs no right on any table, and
-unlike the library's LOCK TABLE it does not queue behind autovacuum."""
 INSERT_SLICE = 5_000  # events; what one INSERT takes, so that an import's parameters do not double in memory
 KEEP_ANSWERS = timedelta(days=7)
 

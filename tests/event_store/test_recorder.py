@@ -10,8 +10,8 @@ from pydantic_core import from_json
 
 from events.equipment import OperationRecorded
 from events.vessel import VesselDecommissioned, VesselRegistered, VesselRenamed
+from infra.event_store.reader import APPEND_LOCK_KEY
 from infra.event_store.recorder import (
-    APPEND_LOCK_KEY,
     Answer,
     Append,
     AppendLockTimeout,

@@ -13,7 +13,7 @@ from events.catalogue import encode, encode_metadata, stamped
 from events.equipment import EquipmentRegistered
 from events.event import EventData
 from events.vessel import VesselRegistered
-from infra.event_store.recorder import APPEND_LOCK_KEY
+from infra.event_store.reader import APPEND_LOCK_KEY
 
 METADATA = encode_metadata(
     {

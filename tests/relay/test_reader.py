@@ -1,15 +1,18 @@
 """The event store's reader: order, both chains, epochs, and what must never make it skip or stall."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 from itertools import pairwise
+from typing import Any
 
 import psycopg
 import pytest
 
 from events.equipment import EquipmentActivated, EquipmentDeactivated
 from events.event import Event
-from infra.event_store.reader import Reader, UnreadableEvent, reading_pool
-from infra.event_store.recorder import APPEND_LOCK_KEY
+from infra.event_store.reader import APPEND_LOCK_KEY, Reader, UnreadableEvent, reading_pool
+from tests.projector.processes import until
 from tests.projector.store import Store, an_equipment, as_role
 
 
@@ -101,6 +104,58 @@ async def test_an_older_transaction_left_open_never_makes_a_reader_skip(store: S
         assert len(await reader.after(0, 10)) == 1, "what is not committed is not there"
     second = store.register_equipment("B")
     assert [event.position for event in await reader.after(1, 10)] == [first, second]
+
+
+async def test_the_head_is_complete_until_a_time_that_no_append_in_flight_has_passed(
+    store: Store, reader: Reader
+) -> None:
+    store.register_vessel()
+    with store.appending() as appending:
+        stamped = clock(appending)
+        last = store.insert(appending, *an_equipment("A"))
+        observing = asyncio.create_task(reader.complete_head())
+        await until(lambda: is_waited_for(store), "the reader waits for the append")
+    head = await observing
+    assert head.position == last, "what was stamped before is there"
+    assert head.complete_until is not None
+    assert stamped < head.complete_until
+    with store.appending() as appending:
+        assert clock(appending) > head.complete_until
+
+
+async def test_an_append_that_takes_long_leaves_the_time_unknown_and_not_the_position(
+    store: Store, reader: Reader
+) -> None:
+    before = store.register_vessel()
+    with store.appending() as appending:
+        store.insert(appending, *an_equipment("A"))
+        head = await reader.complete_head()
+    assert (head.position, head.complete_until) == (before, None)
+
+
+async def test_the_head_of_a_store_without_events_is_complete_too(reader: Reader) -> None:
+    head = await reader.complete_head()
+    assert (head.position, head.occurred_at, head.epoch) == (0, None, 1)
+    assert head.complete_until is not None
+
+
+def clock(connection: psycopg.Connection[tuple[Any, ...]]) -> datetime:
+    row = connection.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None
+    time: datetime = row[0]
+    return time
+
+
+def is_waited_for(store: Store) -> bool:
+    """Whether somebody waits for the append lock."""
+    return bool(
+        store.query(
+            """
+            SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            """
+        )
+    )
 
 
 async def test_nobody_reads_past_what_cannot_be_read(store: Store, reader: Reader) -> None:
