@@ -13,7 +13,7 @@ from infra.problems import Problem, problem_answer
 from infra.service import Service, serve
 from infra.settings import ApiSettings
 from infra.web import instance_of, new_api
-from query_api import documentation, equipment, operations, projection, vessels
+from query_api import compare, documentation, equipment, history, operations, projection, vessels
 from query_api.read_model import ReadModel
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ DESCRIPTION = (
 def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
     """The application, described but not connected: `main` gives it the read model."""
     app = new_api("FPSO System: reads", DESCRIPTION, auth)
-    for module in (vessels, equipment, operations, projection, documentation):
+    for module in (vessels, equipment, history, compare, operations, projection, documentation):
         app.include_router(module.router)
     app.mount(documentation.ASSETS_PATH, documentation.assets, name="assets")
     for error in (psycopg.OperationalError, PoolTimeout, TooManyRequests):

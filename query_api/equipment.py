@@ -1,18 +1,22 @@
-"""Equipment: of the fleet, of one vessel, one piece."""
+"""Equipment: of the fleet, of one vessel, one piece; now, or at a moment of the past."""
 
-from typing import Annotated, Literal, LiteralString
+from typing import Annotated, Any, Literal, LiteralString
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json, to_json
 from starlette.responses import Response
 
-from events.values import Code
+from events.state import EquipmentState
+from events.values import Code, time_text
 from infra.problems import Problem
 from infra.web import PathCode
 from query_api.described import described_list, described_single
 from query_api.formats import answer_list, resource
-from query_api.paging import Exact, Key, Listing, Page, Reading, Search
-from query_api.read_model import InReadModel, Row
+from query_api.moments import AsOf, Past, passed, unfoldable
+from query_api.paging import POSITION_MAX, Exact, Key, Listing, Page, Search
+from query_api.read_model import InReadModel, ReadModel, Row
+from query_api.steps import Fold
 from query_api.vessels import vessel_not_found
 
 router = APIRouter(prefix="/v1", tags=["equipment"])
@@ -21,7 +25,7 @@ EquipmentStatus = Literal["active", "inactive"]
 
 
 class Equipment(BaseModel):
-    """A piece of equipment as it is now."""
+    """A piece of equipment as it is now, or was at the moment asked for."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -41,7 +45,7 @@ class Equipment(BaseModel):
     )
 
     code: str
-    vessel_code: Annotated[str, Field(description="The vessel that it is on now.")]
+    vessel_code: Annotated[str, Field(description="The vessel that it is on.")]
     name: str
     location: str
     attributes: dict[str, str]
@@ -56,6 +60,7 @@ class VesselEquipmentFilters(Page):
     status: EquipmentStatus | None = None
     location: Exact = None
     q: Search = None
+    as_of: AsOf = None
 
 
 class EquipmentFilters(VesselEquipmentFilters):
@@ -83,6 +88,35 @@ ONE: LiteralString = """
         WHERE code = %(code)s
     ) AS piece ON true
     WHERE checkpoints.name = 'tables'
+"""
+
+# What is folded into the state before: the last event until the moment, or more where the tables are behind.
+ONE_IN_THE_PAST: LiteralString = """
+    SELECT checkpoints.position, row_to_json(event)::text,
+           CASE WHEN event.version = base.version + 1 THEN row_to_json(base)::text END, last.position
+    FROM checkpoints
+    LEFT JOIN LATERAL (
+        SELECT version, position
+        FROM event_log
+        WHERE stream = %(stream)s AND version <= %(version)s
+          AND (%(as_of)s::timestamptz IS NULL OR occurred_at <= %(as_of)s)
+        ORDER BY version DESC
+        LIMIT 1
+    ) AS last ON true
+    LEFT JOIN LATERAL (
+        SELECT version, vessel_code, name, location, attributes, status
+        FROM equipment_versions
+        WHERE code = %(code)s AND version < last.version
+        ORDER BY version DESC
+        LIMIT 1
+    ) AS base ON true
+    LEFT JOIN LATERAL (
+        SELECT stream, version, type, data
+        FROM event_log
+        WHERE stream = %(stream)s AND version > coalesce(base.version, 0) AND version <= last.version
+        ORDER BY version
+    ) AS event ON true
+    WHERE checkpoints.name = 'event_log'
 """
 
 # The one row of checkpoints is there even when nothing else is, and it is of the same snapshot. A nested
@@ -137,28 +171,163 @@ OF_VESSEL = Listing(
 )
 
 
-@router.get("/equipment", **described_list(Equipment))
+# --- Lists at a moment ------------------------------------------------------------------------------------
+#
+# The same items as then: each event of a piece of equipment has its row, with its version and position. That
+# a vessel or anything at all was there then is known from the event log, so these stand on both.
+
+
+def _require_first_event(row: Row) -> None:
+    checkpoint, _, as_of, first = row
+    if first is None:
+        raise Problem(
+            "not-found",
+            f"Nothing had happened by {time_text(as_of)}.",
+            headers={"Event-Position": str(checkpoint)},
+            as_of=time_text(as_of),
+        )
+
+
+def _require_vessel_then(row: Row) -> None:
+    checkpoint, _, asked_for, as_of, first = row
+    if first is None:
+        raise vessel_not_found(asked_for, checkpoint, as_of=time_text(as_of))
+
+
+OF_FLEET_THEN = Listing(
+    name="equipment",
+    keys=_KEYS,
+    columns=_COLUMNS,
+    require=_require_first_event,
+    basis="both",
+    statement="""
+    SELECT checkpoints.position, row_to_json(piece)::text, %(as_of)s::timestamptz, first.position
+    FROM (
+        SELECT min(position) AS position FROM checkpoints WHERE name IN ('tables', 'event_log')
+    ) AS checkpoints
+    LEFT JOIN LATERAL (
+        SELECT position, occurred_at FROM event_log ORDER BY position LIMIT 1
+    ) AS first ON first.occurred_at <= %(as_of)s
+    LEFT JOIN LATERAL (
+        SELECT code, vessel_code, name, location, attributes, status, version, position
+        FROM equipment_versions
+        WHERE code > %(after_code)s
+          AND valid_from <= %(as_of)s AND valid_to > %(as_of)s
+          AND (%(vessel_code)s::text IS NULL OR vessel_code = %(vessel_code)s)
+          AND (%(status)s::text IS NULL OR status = %(status)s)
+          AND (%(location)s::text IS NULL OR location = %(location)s)
+          AND (%(name)s::text IS NULL OR name = %(name)s)
+          AND (%(q)s::text IS NULL OR code ILIKE %(q)s COLLATE "pg_c_utf8"
+               OR name ILIKE %(q)s COLLATE "pg_c_utf8" OR location ILIKE %(q)s COLLATE "pg_c_utf8")
+        ORDER BY code
+        LIMIT %(limit)s
+    ) AS piece ON true
+    """,
+)
+
+OF_VESSEL_THEN = Listing(
+    name="vessel-equipment",
+    keys=_KEYS,
+    columns=_COLUMNS,
+    require=_require_vessel_then,
+    basis="both",
+    statement="""
+    SELECT checkpoints.position, row_to_json(piece)::text, %(vessel_code)s::text, %(as_of)s::timestamptz,
+           first.position
+    FROM (
+        SELECT min(position) AS position FROM checkpoints WHERE name IN ('tables', 'event_log')
+    ) AS checkpoints
+    LEFT JOIN event_log AS first
+        ON first.stream = %(vessel_stream)s AND first.version = 1 AND first.occurred_at <= %(as_of)s
+    LEFT JOIN LATERAL (
+        SELECT code, vessel_code, name, location, attributes, status, version, position
+        FROM equipment_versions
+        WHERE vessel_code = %(vessel_code)s
+          AND code > %(after_code)s
+          AND valid_from <= %(as_of)s AND valid_to > %(as_of)s
+          AND (%(status)s::text IS NULL OR status = %(status)s)
+          AND (%(location)s::text IS NULL OR location = %(location)s)
+          AND (%(q)s::text IS NULL OR code ILIKE %(q)s COLLATE "pg_c_utf8"
+               OR name ILIKE %(q)s COLLATE "pg_c_utf8" OR location ILIKE %(q)s COLLATE "pg_c_utf8")
+        ORDER BY code
+        LIMIT %(limit)s
+    ) AS piece ON true
+    """,
+)
+
+
+# --- Routes -----------------------------------------------------------------------------------------------
+
+
+@router.get("/equipment", **described_list(Equipment, "not-found"))
 async def list_equipment(
     filters: Annotated[EquipmentFilters, Query()], request: Request, read_model: InReadModel
 ) -> Response:
-    """The equipment of the whole fleet, by code. `q` searches code, name and location."""
-    return await answer_list(request, read_model, OF_FLEET, filters)
+    """The equipment of the whole fleet, by code, now or `as_of` a moment.
+
+    `q` searches code, name and location.
+    """
+    await passed(read_model, filters.as_of, filters, "both")
+    listing = OF_FLEET_THEN if filters.as_of else OF_FLEET
+    return await answer_list(request, read_model, listing, filters)
 
 
 @router.get("/equipment/{code}", **described_single(Equipment, "equipment-not-found"))
 async def get_equipment(
-    code: PathCode, reading: Annotated[Reading, Query()], request: Request, read_model: InReadModel
+    code: PathCode, past: Annotated[Past, Query()], request: Request, read_model: InReadModel
 ) -> Response:
-    """One piece of equipment."""
-    checkpoint, version, piece = await read_model.row(ONE, {"code": code}, reading.min_position)
+    """One piece of equipment, now, or as its `version` or a moment (`as_of`) left it."""
+    past.check()
+    if past.is_past:
+        return await _answer_past(request, read_model, code, past)
+    checkpoint, version, piece = await read_model.row(ONE, {"code": code}, past.min_position)
     if piece is None:
-        raise Problem(
-            "equipment-not-found",
-            f"There is no equipment {code!r}.",
-            headers={"Event-Position": str(checkpoint)},
-            code=code,
-        )
+        raise equipment_not_found(code, checkpoint)
     return resource(request, piece, f'"{version}"', checkpoint)
+
+
+async def _answer_past(request: Request, read_model: ReadModel, code: str, past: Past) -> Response:
+    await passed(read_model, past.as_of, past, "event_log")
+    stream = f"equipment/{code}"
+    parameters = {
+        "code": code,
+        "stream": stream,
+        "as_of": past.as_of,
+        "version": past.version or POSITION_MAX,
+    }
+    rows = await read_model.rows(ONE_IN_THE_PAST, parameters, past.min_position, "event_log")
+    checkpoint, *_, position = rows[0]
+    fold = Fold()
+    steps = [fold.step(from_json(event), before) for _, event, before, _ in rows if event is not None]
+    if not steps or (past.version is not None and steps[-1].event.version != past.version):
+        raise equipment_not_found(code, checkpoint, **past.asked())
+    for step in steps:
+        if step.after is None:
+            raise unfoldable(f"{stream}/{step.event.version}", checkpoint)
+    state = steps[-1].after
+    assert isinstance(state, EquipmentState), "equipment's events are folded into equipment's state"
+    piece = {
+        "code": code,
+        "vessel_code": state.vessel_code,
+        "name": state.name,
+        "location": state.location,
+        "attributes": state.attributes,
+        "status": state.status,
+        "version": state.version,
+        "position": position,
+    }
+    return resource(request, to_json(piece).decode(), f'"{state.version}"', checkpoint)
+
+
+def equipment_not_found(code: str, checkpoint: int, **moment: Any) -> Problem:
+    """There was no such equipment at ``checkpoint``, or not at the moment that was asked for."""
+    return Problem(
+        "equipment-not-found",
+        f"There is no equipment {code!r}." if not moment else f"There was no equipment {code!r} then.",
+        headers={"Event-Position": str(checkpoint)},
+        code=code,
+        **moment,
+    )
 
 
 @router.get("/vessels/{code}/equipment", **described_list(Equipment, "vessel-not-found"))
@@ -168,5 +337,10 @@ async def list_equipment_of_vessel(
     request: Request,
     read_model: InReadModel,
 ) -> Response:
-    """What is on a vessel, by code; `status=active` is what is in service there."""
-    return await answer_list(request, read_model, OF_VESSEL, filters, vessel_code=code)
+    """What is on a vessel, by code, now or `as_of` a moment; `status=active` is what is in service there."""
+    await passed(read_model, filters.as_of, filters, "both")
+    if filters.as_of:
+        listing, more = OF_VESSEL_THEN, {"vessel_stream": f"vessel/{code}"}
+    else:
+        listing, more = OF_VESSEL, {}
+    return await answer_list(request, read_model, listing, filters, vessel_code=code, **more)

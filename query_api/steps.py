@@ -9,13 +9,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from events.catalogue import DomainEvent, Undecodable, decode
+from pydantic_core import from_json
+
+from events.catalogue import EVENT_TYPES, UPCASTERS, DomainEvent, Undecodable, decode
 from events.equipment import EquipmentEvent, OperationVoided
 from events.state import EquipmentState, Operation, State, VesselState, state_after
 from events.vessel import VesselEvent
 
 Changes = dict[str, tuple[Any, Any]]
 """Of each field that differs, the value before and after; null where there was, or is, none."""
+
+
+VESSEL_TYPES = [type_ for type_ in (*EVENT_TYPES, *UPCASTERS) if type_.startswith("fpso.vessel.")]
+"""Of events that a vessel's state may come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,39 @@ def _with_operation(state: State | None, event: DomainEvent) -> State | None:
         operation = Operation(state.vessel_code, "", "0", "", None, datetime.min.replace(tzinfo=UTC), 0)
         return replace(state, operations={event.operation_id: operation})
     return state
+
+
+class Fold:
+    """Folds events as statements give them: each a JSON object, some with the state before them.
+
+    Between two chunks of a long stream it keeps the state; where the events of a vessel and of its equipment
+    take turns, those of equipment bring theirs.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, State | None] = {}
+
+    def step(self, item: Mapping[str, Any], before: str | None) -> Step:
+        """The next event; ``before`` is the state before it as JSON, where it is not the last one's."""
+        event = StoredEvent(item["stream"], item["version"], item["type"], item["data"])
+        kind = event.stream.partition("/")[0]
+        if before is not None:
+            state = state_of(event.stream, from_json(before))
+        else:
+            state = None if event.version == 1 else self._states.get(kind)
+        step = step_of(state, event)
+        self._states[kind] = step.after
+        return step
+
+
+def state_of(stream: str, members: Mapping[str, Any]) -> State | None:
+    """A state from its members, of a vessel also from ``lasts`` (see `state_of_lasts`)."""
+    if stream.startswith("equipment/"):
+        return EquipmentState(**members)
+    if (lasts := members.get("lasts")) is not None:
+        events = [StoredEvent(stream, last["version"], last["type"], last["data"]) for last in lasts]
+        return state_of_lasts(members["version"], events)
+    return VesselState(members["name"], members["status"], members["version"])
 
 
 def state_of_lasts(version: int, lasts: Iterable[StoredEvent]) -> State | None:
