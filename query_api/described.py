@@ -1,5 +1,6 @@
 """How the routes of reads describe themselves in the OpenAPI document."""
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from infra.openapi import problem_responses, request_headers, response_headers
 from infra.problems import Slug
 
+_CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
 _EVERY_READ: tuple[Slug, ...] = ("invalid-request", "read-model-behind", "unavailable")
 
 
@@ -33,7 +35,7 @@ def described_list(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
         __config__=ConfigDict(
             json_schema_extra={"examples": [{"items": _examples(model), "next_cursor": None}]}
         ),
-        __doc__=f"One page of a list of {model.__name__.lower()}.",
+        __doc__=f"One page of a list of {_CAPITAL.sub(' ', model.__name__).lower()}.",
         items=(list[model], ...),  # type: ignore[valid-type]
         next_cursor=(str | None, ...),
     )

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from events.equipment import EquipmentRegistered
+from events.vessel import VesselRegistered
 from infra import openapi
 from tests.command_api.conftest import command_api
 from tests.query_api.conftest import Fleet, app, client, fleet
@@ -14,6 +16,7 @@ from tests.query_api.conftest import Fleet, app, client, fleet
 __all__ = ["app", "client", "fleet"]
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.MERGED.read_text(encoding="utf-8"))
+MOMENTS = "from=2026-03-03T11:00:00Z&to=2026-03-03T12:01:00Z"
 OF_HTTP = {"content-length", "content-type"}
 """Headers that OpenAPI declares as the content, or not at all."""
 
@@ -49,9 +52,24 @@ def check(answer: httpx.Response, path: str) -> None:
         ("/v1/vessels/{code}", "/v1/vessels/NONE", {}, 404),
         ("/v1/vessels/{code}/equipment", "/v1/vessels/VAL/equipment?limit=1", {}, 200),
         ("/v1/vessels/{code}/equipment", "/v1/vessels/NONE/equipment", {}, 404),
+        ("/v1/vessels/{code}", "/v1/vessels/TIME?version=1", {}, 200),
+        ("/v1/vessels/{code}", "/v1/vessels/TIME?version=2", {}, 404),
+        ("/v1/vessels/{code}", "/v1/vessels/TIME?as_of=yesterday", {}, 422),
+        ("/v1/vessels/{code}/equipment", "/v1/vessels/TIME/equipment?as_of=2026-03-03T12:01:00Z", {}, 200),
+        ("/v1/vessels/{code}/equipment", "/v1/vessels/TIME/equipment?as_of=2026-03-03T11:00:00Z", {}, 404),
+        ("/v1/vessels/{code}/history", "/v1/vessels/TIME/history?include=equipment&limit=1", {}, 200),
+        ("/v1/vessels/{code}/history", "/v1/vessels/TIME/history", {"Accept": "text/csv"}, 200),
+        ("/v1/vessels/{code}/history", "/v1/vessels/NONE/history", {}, 404),
+        ("/v1/vessels/{code}/compare", f"/v1/vessels/TIME/compare?{MOMENTS}", {}, 200),
+        ("/v1/vessels/{code}/compare", f"/v1/vessels/NONE/compare?{MOMENTS}", {}, 404),
+        ("/v1/vessels/{code}/compare", "/v1/vessels/TIME/compare", {}, 422),
         ("/v1/vessels/{code}/operation-costs", "/v1/vessels/VAL/operation-costs", {}, 200),
         ("/v1/vessels/{code}/operation-costs", "/v1/vessels/NONE/operation-costs", {}, 404),
         ("/v1/equipment", "/v1/equipment", {"Accept": "application/x-ndjson"}, 200),
+        ("/v1/equipment", "/v1/equipment?as_of=2026-03-03T11:00:00Z", {}, 404),
+        ("/v1/equipment/{code}/history", "/v1/equipment/T-1/history?limit=1", {}, 200),
+        ("/v1/equipment/{code}/history", "/v1/equipment/NONE/history", {}, 404),
+        ("/v1/equipment/{code}", "/v1/equipment/T-1?as_of=2026-03-03T12:01:00Z", {"If-None-Match": "*"}, 304),
         ("/v1/equipment/{code}", "/v1/equipment/P-1", {}, 200),
         ("/v1/equipment/{code}", "/v1/equipment/P-1", {"If-None-Match": '"1"'}, 304),
         ("/v1/equipment/{code}", "/v1/equipment/NONE", {}, 404),
@@ -71,6 +89,10 @@ async def test_what_a_read_answers_is_declared(
     headers: dict[str, str],
     status: int,
 ) -> None:
+    fleet.record("vessel/TIME", VesselRegistered(code="TIME"))
+    for code in ("T-1", "T-2"):
+        registered = EquipmentRegistered(code=code, vessel_code="TIME", name="Pump", location="Deck")
+        fleet.record(f"equipment/{code}", registered)
     fleet.vessel("VAL")
     fleet.equipment("P-1")
     fleet.equipment("P-2")
