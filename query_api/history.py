@@ -194,8 +194,10 @@ OF_VESSEL = Listing(
                 SELECT version, type, data
                 FROM event_log
                 WHERE stream = %(stream)s AND stream LIKE 'vessel/%%' AND event_log.type = kinds.type
-                  AND version <= %(after_version)s::bigint
-                ORDER BY version DESC
+                  AND position <= (
+                      SELECT position FROM event_log
+                      WHERE stream = %(stream)s AND version = %(after_version)s::bigint)
+                ORDER BY position DESC
                 LIMIT 1
             ) AS last
         )
@@ -218,7 +220,8 @@ OF_VESSEL = Listing(
     """,
 )
 
-# Which events those of equipment on a vessel are is known from its versions, so this one stands on both.
+# Which events those of equipment on a vessel are is known from its versions, so this one stands on both. The
+# vessel's own are found by version: the + 0 keeps the planner from reading the log of all streams by position.
 OF_VESSEL_AND_EQUIPMENT = Listing(
     name="vessel-history",
     keys=(Key("position", first="0", check=number_key),),
@@ -237,31 +240,26 @@ OF_VESSEL_AND_EQUIPMENT = Listing(
     LEFT JOIN event_log AS first
         ON first.stream = %(stream)s AND first.version = 1 AND first.position <= checkpoints.position
     LEFT JOIN LATERAL (
-        SELECT version
-        FROM event_log
-        WHERE stream = %(stream)s AND stream LIKE 'vessel/%%' AND position <= %(after_position)s::bigint
-        ORDER BY event_log.position DESC
-        LIMIT 1
+        SELECT max(last.version) AS version, NULL AS name, NULL AS status,
+               json_agg(row_to_json(last)) AS lasts
+        FROM unnest(%(types)s::text[]) AS kinds (type)
+        CROSS JOIN LATERAL (
+            SELECT version, type, data
+            FROM event_log
+            WHERE stream = %(stream)s AND stream LIKE 'vessel/%%' AND event_log.type = kinds.type
+              AND position <= %(after_position)s::bigint
+            ORDER BY position DESC
+            LIMIT 1
+        ) AS last
     ) AS own ON true
     LEFT JOIN LATERAL (
         SELECT version, name, status, NULL::json AS lasts
         FROM vessels
-        WHERE code = %(code)s AND version <= own.version
+        WHERE code = %(code)s AND version < own.version
         UNION ALL
-        SELECT own.version, NULL, NULL, (
-            SELECT json_agg(row_to_json(last))
-            FROM unnest(%(types)s::text[]) AS kinds (type)
-            CROSS JOIN LATERAL (
-                SELECT version, type, data
-                FROM event_log
-                WHERE stream = %(stream)s AND stream LIKE 'vessel/%%' AND event_log.type = kinds.type
-                  AND version <= own.version
-                ORDER BY version DESC
-                LIMIT 1
-            ) AS last
-        )
+        SELECT own.version, own.name, own.status, own.lasts
         FROM vessels
-        WHERE code = %(code)s AND version > own.version
+        WHERE code = %(code)s AND version >= own.version
     ) AS base ON true
     LEFT JOIN LATERAL (
         SELECT row_to_json(item) AS item, item.version, found.code, row_to_json(earlier) AS before
@@ -269,9 +267,9 @@ OF_VESSEL_AND_EQUIPMENT = Listing(
             (
                 SELECT position, NULL AS code
                 FROM event_log
-                WHERE stream = %(stream)s AND stream LIKE 'vessel/%%'
-                  AND position > %(after_position)s::bigint AND position <= checkpoints.position
-                ORDER BY event_log.position
+                WHERE stream = %(stream)s AND version > coalesce(own.version, 0)
+                  AND position + 0 > %(after_position)s::bigint AND position <= checkpoints.position
+                ORDER BY version
                 LIMIT %(limit)s::bigint
             )
             UNION ALL

@@ -85,11 +85,11 @@ VESSEL_IN_THE_PAST: LiteralString = """
         SELECT min(position) AS position FROM checkpoints WHERE name IN ('tables', 'event_log')
     ) AS checkpoints
     LEFT JOIN LATERAL (
-        SELECT version, event_log.position, coalesce(%(as_of)s::timestamptz, occurred_at) AS moment
+        SELECT version, position, coalesce(%(as_of)s::timestamptz, occurred_at) AS moment
         FROM event_log
         WHERE stream = %(stream)s AND version <= %(version)s
           AND (%(as_of)s::timestamptz IS NULL OR occurred_at <= %(as_of)s)
-          AND event_log.position <= checkpoints.position
+          AND position <= checkpoints.position
         ORDER BY version DESC
         LIMIT 1
     ) AS last ON true
@@ -105,8 +105,8 @@ VESSEL_IN_THE_PAST: LiteralString = """
                 SELECT version, type, data
                 FROM event_log
                 WHERE stream = %(stream)s AND stream LIKE 'vessel/%%' AND event_log.type = kinds.type
-                  AND version < last.version
-                ORDER BY version DESC
+                  AND position < last.position
+                ORDER BY position DESC
                 LIMIT 1
             ) AS replaced
         )

@@ -38,8 +38,7 @@ def upgrade() -> None:
             WHERE left_vessel_code IS NOT NULL;
 
         -- A page of a vessel's history begins with the state before it: the last events of each type until then.
-        CREATE INDEX event_log_vessel_type_idx ON event_log (stream, type, version) WHERE stream LIKE 'vessel/%';
-        CREATE INDEX event_log_vessel_idx ON event_log (stream, position) WHERE stream LIKE 'vessel/%';
+        CREATE INDEX event_log_vessel_idx ON event_log (stream, type, position) WHERE stream LIKE 'vessel/%';
 
         ALTER TABLE checkpoints ADD COLUMN occurred_at timestamptz;
         COMMENT ON COLUMN checkpoints.occurred_at IS
