@@ -1,5 +1,7 @@
 """``python -m command_api.relay``: publish what the event store holds, in order, confirmed, by one leader.
 
+The sealer runs beside it, in the same process, and needs no broker: see `command_api.sealer`.
+
 The event store is the outbox. The relay reads it by position from its checkpoint, publishes in windows, and
 moves the checkpoint over what has been confirmed without a hole: whatever goes wrong in between is published
 again, never left out. While the broker is down nothing but the readers' freshness suffers.
@@ -16,6 +18,7 @@ import psycopg
 from aio_pika.abc import AbstractConnection
 from prometheus_client import Counter, Gauge, Histogram
 
+from command_api.sealer import Sealer, SealerSettings
 from events.cloudevents import POSITION_WARNING
 from events.event import Event
 from infra import logs, service
@@ -42,15 +45,13 @@ from infra.broker import (
 )
 from infra.database import Listener
 from infra.event_store.reader import STORE_CHANNEL, Reader, UnreadableEvent, reading_pool
-from infra.leadership import Leadership, LeadershipLost, leading
+from infra.leadership import Leadership, LeadershipLost, leading, pause_after, stopped_in_time
 from infra.settings import PositiveInt, PositiveSeconds, load
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "relay"
 STREAM_CHECKPOINT = "stream"
-RETRY_PAUSE = 0.5  # seconds; doubled with every failure, up to
-RETRY_PAUSE_MAX = 5.0  # seconds
 OBSERVE_INTERVAL = 1.0  # seconds
 HEADWAY_LIMIT = 30.0  # seconds; a leader with events to publish that confirms none for so long is not ready
 WINDOWS_AHEAD = 2  # handed over while the confirms of an earlier one are outstanding
@@ -126,27 +127,16 @@ class Relay:
         while not self._stopping.is_set():
             position = self._position
             try:
-                await self._lead_until_stopping(amqp_url)
+                await stopped_in_time(self._lead(amqp_url), self._stopping, self._drain_seconds)
             except* (BrokerUnavailable, LeadershipLost, UnreadableEvent, psycopg.Error) as errors:
                 self._note_failure(first_of(errors))
             failures = failures + 1 if self._position == position else 1
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(RETRY_PAUSE * 2 ** (failures - 1), RETRY_PAUSE_MAX)):
+                async with asyncio.timeout(pause_after(failures)):
                     await self._stopping.wait()
 
-    async def _lead_until_stopping(self, amqp_url: str) -> None:
-        """Lead; when the process is to stop, a standby stops at once, a leader gets time for its confirms."""
-        work = asyncio.create_task(self._lead(amqp_url))
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and self._is_leading:
-                await asyncio.wait({work}, timeout=self._settings.relay_drain_seconds)
-        finally:
-            stopping.cancel()
-            work.cancel()
-            with suppress(asyncio.CancelledError):
-                await work
+    def _drain_seconds(self) -> float:
+        return self._settings.relay_drain_seconds if self._is_leading else 0.0
 
     async def _lead(self, amqp_url: str) -> None:
         database_url = self._settings.database_url
@@ -354,16 +344,21 @@ class Relay:
 
 
 async def main() -> None:
-    """Run the relay until SIGTERM."""
+    """Run the relay, and the sealer beside it, until SIGTERM."""
     settings = load(RelaySettings)
+    sealer_settings = load(SealerSettings)
     logs.configure("relay", settings.log_level)
     process = service.Service("relay", settings)
     relay = Relay(settings, process.stopping)
+    sealer = Sealer(sealer_settings, process.stopping)
     process.checks["event-store"] = relay.store_check
     process.checks["broker"] = relay.broker_check
     process.checks["headway"] = relay.headway_check
-    async with process.running():
-        await relay.run()
+    process.checks["audit-key"] = sealer.key_check
+    process.checks["sealing"] = sealer.sealing_check
+    async with process.running(), asyncio.TaskGroup() as group:
+        group.create_task(relay.run())
+        group.create_task(sealer.run())
 
 
 if __name__ == "__main__":

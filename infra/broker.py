@@ -41,6 +41,7 @@ PROJECTOR_QUEUE = "fpso.projector"
 STREAM_QUEUE = "fpso.events.stream"
 DEAD_LETTER_QUEUE = "fpso.dead-letter"
 RELAY_QUEUE = "fpso.relay"
+SEALER_QUEUE = "fpso.sealer"
 
 HEARTBEAT = 5  # seconds; after two missed ones the broker drops the connection, exclusive queues with it
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -48,6 +49,7 @@ RPC_TIMEOUT = 10.0  # seconds; a declaration, a binding
 PUBLISH_TIMEOUT = 10.0  # seconds; from handing over a message to its confirm
 CLOSE_TIMEOUT = 2.0  # seconds
 STREAM_INTERVAL = 2.0  # seconds; from one look whether the stream is still there to the next
+NOTE_CONTENT_TYPE = "text/plain"
 PERSISTENT = 2  # AMQP's delivery mode
 
 # RabbitMQ up to 3.13 has no limit by default and counts every return, 4.0 to 4.2 have one of 20 and count
@@ -149,7 +151,7 @@ async def declare_topology(connection: AbstractConnection, settings: BrokerSetti
     """Everything but the stream and its binding: see `stream_exists`, `declare_stream`, `bind_stream`."""
     async with refusals(), connection.channel() as channel:
         await channel.declare_exchange(EVENTS_EXCHANGE, ExchangeType.TOPIC, durable=True, timeout=RPC_TIMEOUT)
-        await channel.declare_exchange(AUDIT_EXCHANGE, ExchangeType.FANOUT, durable=True, timeout=RPC_TIMEOUT)
+    await declare_audit_exchange(connection)
     await _declare(connection, DEAD_LETTER_QUEUE, _quorum(settings.projector_queue_max_messages))
     await _declare(
         connection,
@@ -157,6 +159,12 @@ async def declare_topology(connection: AbstractConnection, settings: BrokerSetti
         {**_quorum(settings.projector_queue_max_messages), "x-single-active-consumer": True},
     )
     await _bind(connection, PROJECTOR_QUEUE, EVENTS_EXCHANGE, "#")
+
+
+async def declare_audit_exchange(connection: AbstractConnection) -> None:
+    """The exchange of the signed checkpoints."""
+    async with refusals(), connection.channel() as channel:
+        await channel.declare_exchange(AUDIT_EXCHANGE, ExchangeType.FANOUT, durable=True, timeout=RPC_TIMEOUT)
 
 
 def _quorum(max_messages: int) -> Mapping[str, Any]:
@@ -358,6 +366,33 @@ class Publisher:
         except (AMQPError, OSError, RuntimeError) as error:
             return error
         return None
+
+
+class CheckpointPublisher:
+    """Publishes signed checkpoints on one channel: persistent, confirmed, to whoever is bound."""
+
+    def __init__(self, channel: Underlay) -> None:
+        self._channel = channel
+
+    @classmethod
+    async def on(cls, connection: AbstractConnection) -> "CheckpointPublisher":
+        """A publisher on a channel of its own."""
+        return cls(await _underlay(await _channel(connection)))
+
+    async def publish(self, tree_size: int, note: str) -> None:
+        """Return when ``note`` is confirmed. Raises `BrokerUnavailable`."""
+        async with refusals():
+            await self._channel.basic_publish(
+                note.encode(),
+                exchange=AUDIT_EXCHANGE,
+                properties=spec.Basic.Properties(
+                    content_type=NOTE_CONTENT_TYPE,
+                    content_encoding="utf-8",
+                    delivery_mode=PERSISTENT,
+                    message_id=str(tree_size),
+                ),
+                timeout=PUBLISH_TIMEOUT,
+            )
 
 
 class Consumption:

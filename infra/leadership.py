@@ -8,8 +8,9 @@ term, so that nothing a former leader still does can move a checkpoint.
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
@@ -23,6 +24,8 @@ IDLE_SESSION_TIMEOUT = 10  # seconds
 PING_INTERVAL = 2.0  # seconds
 PING_TIMEOUT = 5.0  # seconds; still under the session's own
 ATTEMPT_INTERVAL = 1.0  # seconds; waiting inside PostgreSQL would hold back its vacuum
+RETRY_PAUSE = 0.5  # seconds; doubled with every failure, up to
+RETRY_PAUSE_MAX = 5.0  # seconds
 LOCK_NAMESPACE = 0x46505302  # of the two-key advisory locks
 
 
@@ -98,6 +101,32 @@ async def leading(
         yield Leadership(connection, names, await _next_term(connection, names))
     finally:
         await connection.close()  # and the lock with it
+
+
+def pause_after(failures: int) -> float:
+    """How many seconds to wait before the next attempt, after some ``failures`` in a row."""
+    # The exponent is bounded: an outage of hours must not end in a number too large for a float.
+    return min(RETRY_PAUSE * 2.0 ** min(failures - 1, 10), RETRY_PAUSE_MAX)
+
+
+async def stopped_in_time(
+    lead: Coroutine[Any, Any, None], stopping: asyncio.Event, drain_seconds: Callable[[], float]
+) -> None:
+    """Run ``lead``; once the process is to stop, it has ``drain_seconds``, asked for then, to end by itself.
+
+    So a standby stops at once, and a leader gets time for what is outstanding. Raises what ``lead`` raises.
+    """
+    work = asyncio.create_task(lead)
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            await asyncio.wait({work}, timeout=drain_seconds())
+    finally:
+        waiting.cancel()
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
 
 
 async def _acquire(connection: AsyncConnection[TupleRow], name: str, standing_by: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from pathlib import Path
 
 import pytest
 from aio_pika import ExchangeType
@@ -22,6 +23,7 @@ from infra.broker import (
 from tests.broker.proxy import proxy_before
 from tests.projector.processes import Process, until
 from tests.projector.store import Store, an_equipment
+from tests.relay.audit import check_log, published, sealed, verifiers
 from tests.relay.conftest import Relays, streamed, without_repeats
 
 
@@ -118,25 +120,31 @@ async def test_a_standby_takes_over(store: Store, relay: Relays, connection: Abs
     assert without_repeats(await streamed(connection, last)) == store.positions()
 
 
-async def test_a_stopped_leader_cannot_publish_after_its_successor(
-    store: Store, relay: Relays, connection: AbstractConnection
+async def test_a_stopped_leader_can_neither_publish_nor_seal_after_its_successor(
+    store: Store, relay: Relays, connection: AbstractConnection, tmp_path: Path
 ) -> None:
+    key_file = tmp_path / "audit.key"
     store.register_vessel()
-    async with relay() as zombie:
+    async with relay(audit_key_file=str(key_file)) as zombie:
         await until(lambda: checkpoint(store) == 1, "the first leads")
-        async with relay() as successor:
+        await until(lambda: sealed(store) == 1, "and seals")
+        async with relay(audit_key_file=str(key_file)) as successor:
             await until(successor.is_ready, "the second stands by")
             zombie.send(signal.SIGSTOP)
             store.register_equipment("A", "B")
             await until(lambda: checkpoint(store) == 3, "the second leads", deadline=60)
+            await until(lambda: sealed(store) == 3, "and seals")
             terms = term(store)
             zombie.send(signal.SIGCONT)
             last = store.register_equipment("C", "D")
             await until(lambda: checkpoint(store) == last, "the second goes on")
+            await until(lambda: published(store) == 5, "also with checkpoints")
             await until(zombie.is_ready, "the first stands by")
-            assert await zombie.metric("fpso_relay_leading") == 0
-            assert await successor.metric("fpso_relay_leading") == 1
+            for leading in ("fpso_relay_leading", "fpso_sealer_leading"):
+                assert await zombie.metric(leading) == 0
+                assert await successor.metric(leading) == 1
             assert term(store) == terms, "the first has not led since"
+    await check_log(store, verifiers(key_file))
     assert await streamed(connection, last) == store.positions(), "and nothing was published twice"
 
 
