@@ -47,6 +47,7 @@ OWN_VARIABLES = (
 READY_SECONDS = 60.0
 DRAIN_SECONDS = 25.0  # a little longer than a service takes for it by itself
 GATEWAY_LEAD_SECONDS = 2.0  # in which the gateway finishes what it has begun, before the APIs drain
+AUDIT_KEY = "audit.key"
 NO_BROKER = "no RabbitMQ on this machine: running without a broker, readers follow the event store"
 
 
@@ -59,12 +60,13 @@ class Kind:
     role: str
     serves_http: bool = False
     uses_broker: bool = False
+    seals: bool = False
 
 
 KINDS = (
     Kind("command_api", "command_api", "fpso_command", serves_http=True),
     Kind("query_api", "query_api", "fpso_query", serves_http=True),
-    Kind("relay", "command_api.relay", "fpso_relay", uses_broker=True),
+    Kind("relay", "command_api.relay", "fpso_relay", uses_broker=True, seals=True),
     Kind("projector", "projector", "fpso_projector", uses_broker=True),
 )
 
@@ -308,6 +310,8 @@ class System(Startable):
             environment["FPSO_READ_DATABASE_URL"] = as_role(
                 self.options.read_database_url, kind.role, self._passwords.of(kind.role)
             )
+        if kind.seals:
+            environment.setdefault("FPSO_AUDIT_KEY_FILE", str(self.directory / AUDIT_KEY))
         return ServiceProcess(kind, name, self.logs / f"{name}.log", environment)
 
     def _environment(self) -> dict[str, str]:
