@@ -221,7 +221,7 @@ OF_VESSEL = Listing(
 )
 
 # Which events those of equipment on a vessel are is known from its versions, so this one stands on both. The
-# vessel's own are found by version: the + 0 keeps the planner from reading the log of all streams by position.
+# vessel's own are found by version: the + 0 keeps the planner from reading the log of all by position.
 OF_VESSEL_AND_EQUIPMENT = Listing(
     name="vessel-history",
     keys=(Key("position", first="0", check=number_key),),

@@ -363,39 +363,43 @@ EVENTS = 5000
 
 
 def long_stream(fleet: Fleet, events: int = EVENTS) -> None:
-    """Equipment that was switched off and on, on a vessel that was renamed as often."""
+    """Equipment that was switched off and on, on a vessel that was renamed as often, beside a restless one."""
     fleet.run(
         """
         INSERT INTO read_model.event_log (position, previous_position, previous_of_type, epoch, stream,
             version, type, occurred_at, actor, auth_type, correlation_id, data)
-        SELECT 2 * n - 1 + side, 2 * n - 2 + side, 0, 1, CASE side WHEN 0 THEN 'vessel/VAL' ELSE 'equipment/P-1' END,
-               n, CASE WHEN side = 0 AND n = 1 THEN 'fpso.vessel.registered.v1'
-                       WHEN side = 0 THEN 'fpso.vessel.renamed.v1'
-                       WHEN n = 1 THEN 'fpso.equipment.registered.v1'
-                       WHEN n %% 2 = 0 THEN 'fpso.equipment.deactivated.v1'
-                       ELSE 'fpso.equipment.activated.v1' END,
-               '2026-03-03T12:00:00Z'::timestamptz + (2 * n + side) * interval '1 second', 'a',
+        SELECT 3 * n - 2 + side, 3 * n - 3 + side, 0, 1,
+               (ARRAY['vessel/VAL', 'vessel/ALF', 'equipment/P-1'])[side + 1], n,
+               CASE WHEN side < 2 AND n = 1 THEN 'fpso.vessel.registered.v1'
+                    WHEN side = 0 THEN 'fpso.vessel.renamed.v1'
+                    WHEN side = 1 AND n %% 2 = 0 THEN 'fpso.vessel.decommissioned.v1'
+                    WHEN side = 1 THEN 'fpso.vessel.recommissioned.v1'
+                    WHEN n = 1 THEN 'fpso.equipment.registered.v1'
+                    WHEN n %% 2 = 0 THEN 'fpso.equipment.deactivated.v1'
+                    ELSE 'fpso.equipment.activated.v1' END,
+               '2026-03-03T12:00:00Z'::timestamptz + (3 * n + side) * interval '1 second', 'a',
                'unauthenticated', 'c',
                CASE WHEN side = 0 THEN json_build_object('code', 'VAL', 'name', n::text)
+                    WHEN side = 1 THEN '{"code":"ALF"}'
                     WHEN n = 1 THEN '{"code":"P-1","vessel_code":"VAL","name":"Pump","location":"Deck"}'
                     ELSE '{}' END
-        FROM generate_series(1, %s) AS n, generate_series(0, 1) AS side
+        FROM generate_series(1, %s) AS n, generate_series(0, 2) AS side
         """,
         events,
     )
     fleet.run(
         """
         INSERT INTO read_model.equipment_versions
-        SELECT 'P-1', version, position, occurred_at, occurred_at + interval '2 seconds', 'VAL', NULL, 'Pump',
+        SELECT 'P-1', version, position, occurred_at, occurred_at + interval '3 seconds', 'VAL', NULL, 'Pump',
                'Deck', '{}', CASE mod(version, 2) WHEN 0 THEN 'inactive' ELSE 'active' END
         FROM read_model.event_log WHERE stream = 'equipment/P-1'
         """
     )
     fleet.run("UPDATE read_model.equipment_versions SET valid_to = 'infinity' WHERE version = %s", events)
     fleet.run(
-        "INSERT INTO read_model.vessels VALUES ('VAL', '1', 'active', 1, 0, %s, %s)", events, 2 * events
+        "INSERT INTO read_model.vessels VALUES ('VAL', '1', 'active', 1, 0, %s, %s)", events, 3 * events
     )
-    fleet.run("UPDATE read_model.checkpoints SET position = %s, occurred_at = now()", 2 * events)
+    fleet.run("UPDATE read_model.checkpoints SET position = %s, occurred_at = now()", 3 * events)
     fleet.run("ANALYZE read_model.event_log, read_model.equipment_versions, read_model.vessels")
 
 
@@ -419,7 +423,7 @@ async def test_a_page_deep_in_a_stream_reads_that_page_only(
     fleet: Fleet, listing: Listing, stream: str, key: str
 ) -> None:
     long_stream(fleet)
-    deep = EVENTS - 300 if key == "after_version" else 2 * (EVENTS - 300)
+    deep = EVENTS - 300 if key == "after_version" else 3 * (EVENTS - 300)
     parameters = {
         "code": stream.partition("/")[2],
         "stream": stream,
