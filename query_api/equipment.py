@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, LiteralString
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from events.state import EquipmentState
@@ -16,7 +16,7 @@ from query_api.formats import answer_list, resource
 from query_api.moments import AsOf, Past, passed, unfoldable
 from query_api.paging import POSITION_MAX, Exact, Key, Listing, Page, Search
 from query_api.read_model import InReadModel, ReadModel, Row
-from query_api.steps import Fold
+from query_api.steps import given, steps
 from query_api.vessels import vessel_not_found
 
 router = APIRouter(prefix="/v1", tags=["equipment"])
@@ -297,14 +297,13 @@ async def _answer_past(request: Request, read_model: ReadModel, code: str, past:
     }
     rows = await read_model.rows(ONE_IN_THE_PAST, parameters, past.min_position, "event_log")
     checkpoint, *_, position = rows[0]
-    fold = Fold()
-    steps = [fold.step(from_json(event), before) for _, event, before, _ in rows if event is not None]
-    if not steps or (past.version is not None and steps[-1].event.version != past.version):
+    folded = list(steps(given(event, before) for _, event, before, _ in rows if event is not None))
+    if not folded or (past.version is not None and folded[-1].event.version != past.version):
         raise equipment_not_found(code, checkpoint, **past.asked())
-    for step in steps:
+    for step in folded:
         if step.after is None:
             raise unfoldable(f"{stream}/{step.event.version}", checkpoint)
-    state = steps[-1].after
+    state = folded[-1].after
     assert isinstance(state, EquipmentState), "equipment's events are folded into equipment's state"
     piece = {
         "code": code,

@@ -11,16 +11,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.responses import Response
 
+from events.state import State
 from infra.web import PathCode
 from query_api.described import described_list
 from query_api.equipment import equipment_not_found
 from query_api.formats import answer_list
 from query_api.paging import Items, Key, Listing, Page, number_key
 from query_api.read_model import InReadModel, Row
-from query_api.steps import VESSEL_TYPES, Fold
+from query_api.steps import VESSEL_TYPES, given, steps
 from query_api.vessels import vessel_not_found
 
 router = APIRouter(prefix="/v1")
@@ -90,17 +91,16 @@ class VesselHistoryFilters(Page):
 
 
 def _reading() -> Items:
-    fold = Fold()
+    left: dict[str, State | None] = {}
 
     def items(rows: Sequence[Row]) -> list[str]:
-        read: list[str] = []
-        for _, item, before, is_on_page, *_ in rows:
-            if item is None:
-                continue
-            step = fold.step(from_json(item), before)
-            if is_on_page:
-                read.append(f'{item[:-1]},"changes":{to_json(step.changes).decode()}}}')
-        return read
+        events = [(item, before, is_on_page) for _, item, before, is_on_page, *_ in rows if item is not None]
+        folded = steps((given(item, before) for item, before, _ in events), left)
+        return [
+            f'{item[:-1]},"changes":{to_json(step.changes).decode()}}}'
+            for (item, _, is_on_page), step in zip(events, folded, strict=True)
+            if is_on_page
+        ]
 
     return items
 

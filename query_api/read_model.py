@@ -158,7 +158,7 @@ class ReadModel:
             ) from None
         try:
             async with (
-                self._pool.connection() as connection,
+                self._pool.connection(min(CONNECT_TIMEOUT, READ_SECONDS)) as connection,
                 _limited(connection) as limit,
                 connection.transaction(),
                 connection.cursor(name="download") as cursor,

@@ -7,7 +7,7 @@ Pure: history, ``version``, ``as_of`` and ``compare`` come from here; what an ev
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
@@ -52,17 +52,28 @@ class Step:
         return changes(fields_of(code, self.before), fields_of(code, self.after))
 
 
-def steps(before: State | None, events: Iterable[StoredEvent]) -> Iterator[Step]:
-    """Each of ``events``, which follow ``before`` in one stream, with the state before and after it.
+class Given(NamedTuple):
+    """An event as a statement gives it."""
+
+    event: StoredEvent
+    before: State | None = None
+    """The state before it, where that is not the state after the event given before."""
+
+
+def steps(given: Iterable[Given], left: dict[str, State | None] | None = None) -> Iterator[Step]:
+    """Each event with the state before and after it; ``changes``, ``version``, ``as_of`` come from here.
 
     Where an event does not follow, because one before it could not be folded, it cannot be folded either:
-    only the first of a stream is folded into nothing.
+    only the first of a stream is folded into nothing. ``left`` keeps the state between two chunks of a long
+    stream, by kind of stream: where a vessel's events and its equipment's take turns, those of equipment
+    bring the state before them.
     """
-    state = before
-    for event in events:
-        step = step_of(state, event)
+    left = {} if left is None else left
+    for event, before in given:
+        kind = event.stream.partition("/")[0]
+        step = step_of(left.get(kind) if before is None and event.version > 1 else before, event)
+        left[kind] = step.after
         yield step
-        state = step.after
 
 
 def step_of(before: State | None, event: StoredEvent) -> Step:
@@ -89,27 +100,11 @@ def _with_operation(state: State | None, event: DomainEvent) -> State | None:
     return state
 
 
-class Fold:
-    """Folds events as statements give them: each a JSON object, some with the state before them.
-
-    Between two chunks of a long stream it keeps the state; where the events of a vessel and of its equipment
-    take turns, those of equipment bring theirs.
-    """
-
-    def __init__(self) -> None:
-        self._states: dict[str, State | None] = {}
-
-    def step(self, item: Mapping[str, Any], before: str | None) -> Step:
-        """The next event; ``before`` is the state before it as JSON, where it is not the last one's."""
-        event = StoredEvent(item["stream"], item["version"], item["type"], item["data"])
-        kind = event.stream.partition("/")[0]
-        if before is not None:
-            state = state_of(event.stream, from_json(before))
-        else:
-            state = None if event.version == 1 else self._states.get(kind)
-        step = step_of(state, event)
-        self._states[kind] = step.after
-        return step
+def given(item: str, before: str | None) -> Given:
+    """An event, and the state before it where there is one, from their JSON."""
+    members = from_json(item)
+    event = StoredEvent(members["stream"], members["version"], members["type"], members["data"])
+    return Given(event, None if before is None else state_of(event.stream, from_json(before)))
 
 
 def state_of(stream: str, members: Mapping[str, Any]) -> State | None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, LiteralString
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from events.state import VesselState
@@ -15,7 +15,7 @@ from query_api.formats import answer_list, resource
 from query_api.moments import Past, passed, unfoldable
 from query_api.paging import POSITION_MAX, Key, Listing, Page, Search
 from query_api.read_model import InReadModel, ReadModel
-from query_api.steps import VESSEL_TYPES, Fold
+from query_api.steps import VESSEL_TYPES, given, steps
 
 router = APIRouter(prefix="/v1/vessels", tags=["vessels"])
 
@@ -211,14 +211,13 @@ async def _answer_past(request: Request, read_model: ReadModel, code: str, past:
     }
     rows = await read_model.rows(VESSEL_IN_THE_PAST, parameters, past.min_position, "both")
     checkpoint, _, _, active, inactive, position = rows[0]
-    fold = Fold()
-    steps = [fold.step(from_json(event), before) for _, event, before, *_ in rows if event is not None]
-    if not steps or (past.version is not None and steps[-1].event.version != past.version):
+    folded = list(steps(given(event, before) for _, event, before, *_ in rows if event is not None))
+    if not folded or (past.version is not None and folded[-1].event.version != past.version):
         raise vessel_not_found(code, checkpoint, **past.asked())
-    for step in steps:
+    for step in folded:
         if step.after is None:
             raise unfoldable(f"{stream}/{step.event.version}", checkpoint)
-    state = steps[-1].after
+    state = folded[-1].after
     assert isinstance(state, VesselState), "a vessel's events are folded into a vessel's state"
     vessel = {
         "code": code,

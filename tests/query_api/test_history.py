@@ -21,11 +21,11 @@ from events.equipment import (
     OperationRecorded,
     OperationVoided,
 )
-from events.state import EquipmentState, VesselState
+from events.state import EquipmentState, State
 from events.vessel import VesselDecommissioned, VesselRegistered, VesselRenamed
 from query_api import freshness, history
 from query_api.paging import Listing
-from query_api.steps import VESSEL_TYPES, StoredEvent, changes, state_of_lasts, steps
+from query_api.steps import VESSEL_TYPES, Given, StoredEvent, changes, state_of_lasts, steps
 from tests.query_api.conftest import Fleet
 from tests.query_api.test_paging import walked
 from tests.query_api.voyage import VESSELS, voyage
@@ -461,7 +461,7 @@ async def test_deep_pages_are_those_of_the_whole(client: httpx.AsyncClient, flee
 def test_steps_go_on_from_any_state() -> None:
     state = EquipmentState("VAL", "Pump", "Deck", {}, "inactive", version=7)
     event = StoredEvent("equipment/P-1", 8, "fpso.equipment.activated.v1", {})
-    [step] = steps(state, [event])
+    [step] = steps([Given(event, state)])
     assert step.before is state
     assert step.changes == {"status": ("inactive", "active")}
 
@@ -469,25 +469,24 @@ def test_steps_go_on_from_any_state() -> None:
 def test_an_event_that_does_not_follow_is_not_folded() -> None:
     state = EquipmentState("VAL", "Pump", "Deck", {}, version=7)
     events = [StoredEvent("equipment/P-1", n, "fpso.equipment.activated.v1", {}) for n in (9, 10)]
-    assert [step.changes for step in steps(state, events)] == [None, None]
+    given = [Given(events[0], state), Given(events[1])]
+    assert [step.changes for step in steps(given)] == [None, None]
 
 
 def test_the_last_event_of_each_type_is_all_there_is_to_a_vessel() -> None:
     for seed in range(20):
         lasts: dict[str, StoredEvent] = {}
-        state: Any = None
+        left: dict[str, State | None] = {}
         version = 0
         for stream, event in voyage(seed, 60):
             if stream == "vessel/VAL":
                 version += 1
                 data = event.model_dump(mode="json", exclude_none=True)
                 stored = StoredEvent(stream, version, event.type, data)
-                [step] = steps(state, [stored])
+                [step] = steps([Given(stored)], left)
                 state, lasts[event.type] = step.after, stored
                 assert state_of_lasts(version, lasts.values()) == state
 
 
 def test_nothing_is_changed_between_equals() -> None:
     assert changes({"a": "1", "b": None}, {"a": "1"}) == {}
-    assert state_of_lasts(3, []) is None
-    assert VesselState() == VesselState()
