@@ -1,9 +1,15 @@
-"""``python -m projector``: write the read model from the events."""
+"""``python -m projector``: write the read model from the events.
+
+Without an argument it follows them. ``rebuild``, ``undo``, ``replay`` and ``verify`` are for the owner of the
+databases, and end when they are done.
+"""
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 
 import psycopg
 from prometheus_client import Gauge
@@ -194,5 +200,17 @@ async def main() -> None:
         await projector.run(process.stopping)
 
 
+def command(name: str, arguments: Sequence[str]) -> int:
+    """Run what is not following; the exit code."""
+    if name == "verify":
+        code: int = import_module("projector.verify").main(arguments)
+        return code
+    from projector.rebuild import main as rebuild
+
+    return rebuild([name, *arguments])
+
+
 if __name__ == "__main__":
+    if arguments := sys.argv[1:]:
+        sys.exit(command(arguments[0], arguments[1:]))
     service.run(main)

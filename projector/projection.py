@@ -34,9 +34,11 @@ from projector.vessels import VesselRow, load_vessels, write_vessels
 
 log = logging.getLogger(__name__)
 
+LIVE_SCHEMA = "read_model"
+"""Of the read model that queries see."""
 # A process that was stopped in the middle of a batch must not keep the others from going on.
 SESSION = (
-    "-c search_path=read_model -c lock_timeout=10s -c statement_timeout=60s "
+    "-c search_path={schema} -c lock_timeout=10s -c statement_timeout=60s "
     "-c idle_in_transaction_session_timeout=10s"
 )
 
@@ -72,9 +74,9 @@ class Unprojectable(Exception):
         self.cause = cause
 
 
-def writing_pool(url: str, size: int) -> Pool:
-    """A pool, not yet open, for projections."""
-    return pool_of(url, size, "projector", options=SESSION)
+def writing_pool(url: str, size: int, schema: str = LIVE_SCHEMA) -> Pool:
+    """A pool, not yet open, for projections of the read model in ``schema``."""
+    return pool_of(url, size, "projector", options=SESSION.format(schema=schema))
 
 
 class Projection(ABC):
@@ -120,8 +122,11 @@ class Projection(ABC):
                     [batch[-1].position, batch[-1].epoch, batch[-1].occurred_at, self.name],
                 )
                 await connection.execute(
-                    "SELECT pg_notify(%s, position::text) FROM checkpoints WHERE name = 'tables'",
-                    [READ_MODEL_CHANNEL],
+                    """
+                    SELECT pg_notify(%s, position::text) FROM checkpoints
+                    WHERE name = 'tables' AND current_schema = %s
+                    """,
+                    [READ_MODEL_CHANNEL, LIVE_SCHEMA],
                 )
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             await self._find_refused(batch, error)
