@@ -32,6 +32,7 @@ TAGS = {
     "equipment": "What is on the vessels, in service or not.",
     "operations": "Work done on equipment, and what it cost.",
     "projection": "How far the read model has got.",
+    "audit": "Proofs that nothing was rewritten.",
 }
 """In the order in which the viewers show them."""
 
@@ -108,8 +109,9 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "Allow": ("The methods that this path has.", {"type": "string", "examples": ["GET, HEAD"]}),
     "Cache-Control": (
-        "Single resources may be kept and are asked for again with If-None-Match; nothing else is kept.",
-        {"type": "string", "examples": [CACHING, "private, no-cache"]},
+        "Single resources may be kept and are asked for again with If-None-Match; full tiles of the audit "
+        "tree may be kept for ever, nothing else is kept.",
+        {"type": "string", "examples": [CACHING, "private, no-cache", "public, max-age=31536000, immutable"]},
     ),
     "Content-Disposition": (
         "Of downloads: the name of the file.",
@@ -149,6 +151,7 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
 # What a problem says in a header.
 _PROBLEM_HEADERS: Mapping[Slug, tuple[str, ...]] = {
     "idempotency-key-in-use": ("Retry-After",),
+    "not-sealed-yet": ("Retry-After",),
     "outcome-unknown": ("Retry-After",),
     "overloaded": ("Retry-After",),
     "read-model-behind": ("Event-Position", "Retry-After"),

@@ -13,10 +13,13 @@ from infra.problems import Problem, problem_answer
 from infra.service import Service, serve
 from infra.settings import ApiSettings
 from infra.web import instance_of, new_api
-from query_api import compare, documentation, equipment, history, operations, projection, vessels
+from query_api import audit, compare, documentation, equipment, history, operations, projection, vessels
+from query_api.audit import AuditLog
 from query_api.read_model import ReadModel
 
 log = logging.getLogger(__name__)
+
+AUDIT_POOL_SIZE = 4  # connections
 
 DESCRIPTION = (
     "**Reads** answer from a read model that follows the events: `Event-Position` says how far it had got, "
@@ -26,9 +29,9 @@ DESCRIPTION = (
 
 
 def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
-    """The application, described but not connected: `main` gives it the read model."""
+    """The application, described but not connected: `main` gives it the read model and the audit log."""
     app = new_api("FPSO System: reads", DESCRIPTION, auth)
-    for module in (vessels, equipment, history, compare, operations, projection, documentation):
+    for module in (vessels, equipment, history, compare, operations, projection, audit, documentation):
         app.include_router(module.router)
     app.mount(documentation.ASSETS_PATH, documentation.assets, name="assets")
     for error in (psycopg.OperationalError, PoolTimeout, TooManyRequests):
@@ -49,8 +52,13 @@ async def main(settings: ApiSettings) -> None:
     app = create_app(settings.auth)
     async with (
         ReadModel(settings.read_model_url, settings.pool_size).connected() as read_model,
+        AuditLog(settings.database_url, AUDIT_POOL_SIZE).connected() as audit_log,
         service.running(),
     ):
         app.state.read_model = read_model
+        app.state.audit_log = audit_log
         service.checks["read model"] = read_model.check
+        if settings.read_model_url == settings.database_url:
+            # Elsewhere reads go on while the event store is away: that must not take us out of service.
+            service.checks["audit log"] = audit_log.check
         await serve(app, settings.http_host, settings.http_port, service.stopping, settings.drain_seconds)

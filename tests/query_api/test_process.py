@@ -57,7 +57,7 @@ async def test_it_gets_ready_answers_and_ends_on_sigterm(
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         answer = await ready(ops)
-        assert answer.json() == {"status": "ready", "checks": {"read model": "ok"}}
+        assert answer.json() == {"status": "ready", "checks": {"read model": "ok", "audit log": "ok"}}
         assert (await client.get("/v1/vessels/VAL")).json()["code"] == "VAL"
         metrics = (await ops.get("/metrics")).text
         assert (
