@@ -127,8 +127,9 @@ class _Row(NamedTuple):
 
 async def _ordered(side: Side, table: str, columns: Sequence[str], keys: int) -> AsyncIterator[_Row]:
     """The rows in the order of their keys; text keys are collated by code point, as Python does."""
-    statement = SQL("SELECT {keys}, {texts} FROM {table} ORDER BY {keys}").format(
-        keys=SQL(", ").join(map(Identifier, columns[:keys])),
+    # The keys by the name of the table, because as text they have another order.
+    statement = SQL("SELECT {keys}, {texts} FROM {table} AS held ORDER BY {keys}").format(
+        keys=SQL(", ").join(Identifier("held", name) for name in columns[:keys]),
         texts=SQL(", ").join(SQL("{}::text").format(Identifier(name)) for name in columns),
         table=Identifier(side.schema, table),
     )

@@ -145,13 +145,16 @@ class Workshop:
     async def building(self, schema: str) -> AsyncIterator[Copy]:
         """The copy in ``schema``, made or brought up to date, watched for as long as the context lasts."""
         await asyncio.to_thread(migrate_copy, self.url, schema)
-        async with Copy.of(self.url, schema, self.reader) as copy, asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch(copy))
-            with self.display.shown():
-                try:
-                    yield copy
-                finally:
-                    watching.cancel()
+        try:
+            async with Copy.of(self.url, schema, self.reader) as copy, asyncio.TaskGroup() as group:
+                watching = group.create_task(self._watch(copy))
+                with self.display.shown():
+                    try:
+                        yield copy
+                    finally:
+                        watching.cancel()
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from None
 
     async def _watch(self, copy: Copy) -> None:
         """Every second: say how far it is. Ends the rebuild where the session is lost."""
@@ -570,13 +573,12 @@ async def _exit_code_of(work: Coroutine[Any, Any, None]) -> int:
     except asyncio.CancelledError:
         errors.print(f"Interrupted. {UNTOUCHED}")
         raise
-    except (Exception, BaseExceptionGroup) as error:  # the edge of the process: whatever it is, it is told
-        cause = first_of(error)
-        text = _words_for(cause)
+    except Exception as error:  # the edge of the process: what can be expected is told in words
+        text = _words_for(error)
         if text is None:
             raise
         errors.print(text, markup=False)
-        return 3 if isinstance(cause, psycopg.OperationalError) else 1
+        return 3 if isinstance(error, psycopg.OperationalError) else 1
     return 0
 
 
