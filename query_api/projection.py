@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1", tags=["projection"])
 FOLLOWING_SECONDS = 2.0
 """A projector that is no further behind follows; a busy one is never quite at the head."""
 SILENT_SECONDS = 10.0
-"""A projector tells the head every second; one that has not for so long does not run."""
+"""A projector tells the head every second, a rebuild how far it is; one silent for so long does not run."""
 
 
 class StoppedAt(BaseModel):
@@ -32,10 +32,12 @@ class StoppedAt(BaseModel):
 class Rebuild(BaseModel):
     """A read model that is being built beside the live one."""
 
-    position: int
-    target: int
+    position: Annotated[int, Field(description="The position up to which it has been built.")]
+    target: Annotated[int, Field(description="The last position of the event store.")]
     percent: float
-    seconds_left: float | None
+    seconds_left: Annotated[
+        float | None, Field(description="At the rate of the last 30 s; null while unknown.")
+    ]
 
 
 class Projection(BaseModel):
@@ -115,8 +117,10 @@ PROJECTION: LiteralString = """
                     head.occurred_at,
                     now())))
            END::float8,
-           extract(epoch FROM now() - head.observed_at)::float8
-    FROM checkpoints AS tables, checkpoints AS log, head
+           extract(epoch FROM now() - head.observed_at)::float8,
+           rebuild.position, rebuild.target, rebuild.seconds_left
+    FROM checkpoints AS tables CROSS JOIN checkpoints AS log CROSS JOIN head
+    LEFT JOIN rebuild ON rebuild.updated_at > now() - %(silent_seconds)s * interval '1 second'
     WHERE tables.name = 'tables' AND log.name = 'event_log'
 """
 
@@ -131,8 +135,10 @@ EPOCHS: LiteralString = """
 @router.get("/projection", **described_value(Projection))
 async def get_projection(reading: Annotated[Reading, Query()], read_model: InReadModel) -> Response:
     """How far the read model has got, and how far behind the event store that is."""
-    row = await read_model.row(PROJECTION, {}, reading.min_position)
-    checkpoint, head, observed_at, epoch, stopped_at, type_, cause, lag_events, lag_seconds, silence = row
+    row = await read_model.row(PROJECTION, {"silent_seconds": SILENT_SECONDS}, reading.min_position)
+    checkpoint, head, observed_at, epoch, stopped_at, type_, cause, lag_events, lag_seconds, silence = row[
+        :10
+    ]
     projection: dict[str, Any] = {
         "checkpoint": checkpoint,
         "head": head,
@@ -142,9 +148,20 @@ async def get_projection(reading: Annotated[Reading, Query()], read_model: InRea
         "epoch": epoch,
         "state": _state(stopped_at is not None or silence > SILENT_SECONDS, lag_seconds),
         "stopped_at": None if stopped_at is None else {"position": stopped_at, "type": type_, "cause": cause},
-        "rebuild": None,
+        "rebuild": _rebuild(*row[10:]),
     }
     return document(to_json(projection), checkpoint)
+
+
+def _rebuild(position: int | None, target: int, seconds_left: float | None) -> dict[str, Any] | None:
+    if position is None:
+        return None
+    return {
+        "position": position,
+        "target": target,
+        "percent": round(100 * position / target, 1) if target else 100.0,
+        "seconds_left": None if seconds_left is None else round(seconds_left, 1),
+    }
 
 
 def _state(is_stopped: bool, lag_seconds: float) -> Literal["following", "catching-up", "stopped"]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import click
 
-from infra.cli.system import checked, gateway_client, new_console, with_url
+from infra.cli.system import become, checked, gateway_client, new_console, settings, with_url
 
 
 @click.group()
 def projection() -> None:
-    """The read model: how far it has got."""
+    """The read model: how far it has got; building it anew while it is being read."""
 
 
 @projection.command()
@@ -26,6 +28,26 @@ def status(as_json: bool, url: str | None) -> None:
         click.echo(answer.text)
         return
     _print_projection(answer.json())
+
+
+@projection.command()
+@click.option(
+    "--accept-differences", is_flag=True, help="Swap although the live read model differs from the events."
+)
+def rebuild(accept_differences: bool) -> None:
+    """Build the read model anew from the events, compare it with the live one, and swap.
+
+    Queries are answered all the while. Needs the owner's FPSO_DATABASE_URL, as `make run` leaves it in
+    .fpso/env. Interrupted at any point, it leaves the live read model as it is.
+    """
+    arguments = ["--accept-differences"] if accept_differences else []
+    become("projector", {**os.environ, **settings()}, "rebuild", *arguments)
+
+
+@projection.command()
+def undo() -> None:
+    """Bring the read model from before the last rebuild up to date and back."""
+    become("projector", {**os.environ, **settings()}, "undo")
 
 
 def _print_projection(found: Mapping[str, Any]) -> None:
@@ -42,5 +64,7 @@ def _print_projection(found: Mapping[str, Any]) -> None:
         lines["stopped at"] = f"{stopped['position']:,} {stopped['type']}: {stopped['cause']}"
     if rebuild := found.get("rebuild"):
         lines["rebuild"] = f"{rebuild['percent']:g} % ({rebuild['position']:,} of {rebuild['target']:,})"
+        if (seconds := rebuild["seconds_left"]) is not None:
+            lines["rebuild"] += f", {timedelta(seconds=round(seconds))} left"
     for name, value in lines.items():
         console.print(f"{name:<12} {value}")

@@ -202,7 +202,7 @@ def test_projection_status_names_where_a_projection_stopped_and_how_far_a_rebuil
     )
     output = fpso("projection", "status").stdout
     assert "1,201 fpso.vessel.sunk.v1: unknown type" in output
-    assert "50 % (600 of 1,200)" in output
+    assert "50 % (600 of 1,200), 0:00:02 left" in output
 
 
 def test_projection_status_as_json_is_the_answer_itself(gateway: Gateway) -> None:

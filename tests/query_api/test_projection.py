@@ -111,3 +111,23 @@ async def test_epochs(client: httpx.AsyncClient, fleet: Fleet) -> None:
             {"epoch": 2, "from_position": 101, "opened_at": "2026-03-03T12:00:00.000000Z"},
         ]
     }
+
+
+REBUILD = """
+    INSERT INTO read_model.rebuild (position, target, seconds_left, updated_at)
+    VALUES (600, 1201, %s, now() - %s::interval)
+    ON CONFLICT (is_only_row) DO UPDATE SET (seconds_left, updated_at)
+        = (excluded.seconds_left, excluded.updated_at)
+"""
+
+
+async def test_a_rebuild_says_how_far_it_is_for_as_long_as_it_lives(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    fleet.run(REBUILD, 12.34, "1 second")
+    rebuild = {"position": 600, "target": 1201, "percent": 50.0, "seconds_left": 12.3}
+    assert (await projection(client))["rebuild"] == rebuild
+    fleet.run(REBUILD, None, "9 seconds")
+    assert (await projection(client))["rebuild"] == {**rebuild, "seconds_left": None}
+    fleet.run(REBUILD, None, "11 seconds")  # its process has died
+    assert (await projection(client))["rebuild"] is None
