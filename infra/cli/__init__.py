@@ -9,6 +9,7 @@ import os
 
 import click
 
+from infra.cli.audit import audit
 from infra.cli.history import history, replay
 from infra.cli.imports import import_file
 from infra.cli.projection import projection
@@ -37,5 +38,5 @@ def migrate() -> None:
     become("infra.migrations", {**os.environ, **settings()})
 
 
-for command in (import_file, history, replay, tail, projection):
+for command in (import_file, history, replay, tail, projection, audit):
     main.add_command(command)
