@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fpso-audit-export/1"
 DEFAULT_ORIGIN = "fpso.local/audit"
+MAKE_RUN_KEY_FILE = Path(".fpso/audit.key")
 PAGE = 1000  # items
 CONCURRENCY = 8  # requests
 PIECE = 64  # events whose proofs are under way or wait for their turn
@@ -329,9 +330,9 @@ def new_key(create: bool) -> None:
     from infra.audit.note import NoteInvalid, Signer
 
     known = settings()
-    if not known.get("FPSO_AUDIT_KEY_FILE"):
-        raise click.UsageError("FPSO_AUDIT_KEY_FILE is not set: nothing is sealed, so there is no key")
-    path = Path(known["FPSO_AUDIT_KEY_FILE"])
+    path = Path(known.get("FPSO_AUDIT_KEY_FILE") or MAKE_RUN_KEY_FILE)
+    if not known.get("FPSO_AUDIT_KEY_FILE") and not path.exists():
+        raise click.UsageError("FPSO_AUDIT_KEY_FILE is not set, and `make run` has left no key here")
     try:
         if create:
             signer = Signer.generate(known.get("FPSO_AUDIT_ORIGIN") or DEFAULT_ORIGIN)
@@ -349,13 +350,15 @@ def new_key(create: bool) -> None:
     say(f"  {signer.verifier}")
     say("Next:")
     if create:
-        say("  1. Restart the relay: it signs with the key from its next checkpoint on. Where the log had a")
-        say("     key before, it refuses until that is put back behind this one.")
+        say(
+            "  1. The relay signs with it, unless the log has a key already: that one must be put back behind"
+        )
+        say("     this one, or nothing is sealed. Witnesses could not tell a lost key from a forged log.")
         say("  2. Give the verifier key to those who check exports and run witnesses.")
         return
-    say("  1. Restart the relay: from then on the old and the new key sign each checkpoint.")
-    say("  2. Publish the verifier key; witnesses that run meanwhile learn it from the two signatures.")
-    say("  3. When all have it, delete the old line from the file and restart the relay again.")
+    say("  1. The relay reads the file every second: both keys sign its next checkpoint.")
+    say("  2. Publish the verifier key; a witness that sees the two signatures learns it by itself.")
+    say("  3. When everybody has it, and a checkpoint with both is there, delete the old line from the file.")
 
 
 audit.add_command(witness)
