@@ -94,7 +94,13 @@ async def test_the_role_of_queries_may_read_and_nothing_else(database: str) -> N
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
         await connection.execute("SET ROLE fpso_query")
         await connection.execute("SET search_path = read_model")
-        at_first = {"after_code": "", "after_performed_at": "-infinity", "after_id": "", "limit": 1}
+        at_first = {
+            "silent_seconds": 10,
+            "after_code": "",
+            "after_performed_at": "-infinity",
+            "after_id": "",
+            "limit": 1,
+        }
         filters = dict.fromkeys(
             "code id vessel_code equipment_code equipment_name type status location name q performed_from"
             " performed_to".split()
