@@ -43,6 +43,16 @@ def test_commands_and_queries_cannot_reach_the_broker(services: dict[str, Any]) 
     assert reach == {"rabbitmq", "relay", "projector"}
 
 
+def test_nobody_but_the_relay_gets_the_private_keys(services: dict[str, Any]) -> None:
+    mounted = {name for name, service in services.items() if "audit-key" in str(service.get("volumes", ""))}
+    assert mounted == {"relay"}
+    [volume] = services["relay"]["volumes"]
+    folder = volume.partition(":")[2]
+    assert Path(services["relay"]["environment"]["FPSO_AUDIT_KEY_FILE"]).parent == Path(folder)
+    # A named volume takes owner and mode from the image's folder: the user must be able to write there.
+    assert f"install -d -o fpso -g fpso -m 700 {folder}\n" in (CHECKOUT / "infra/Dockerfile").read_text()
+
+
 def test_the_image_is_not_root() -> None:
     stages = (CHECKOUT / "infra/Dockerfile").read_text().split("\nFROM ")
     service, test = stages[2], stages[3]
