@@ -8,10 +8,10 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Protocol
 
 import psycopg
 from psycopg import AsyncConnection
@@ -83,6 +83,13 @@ def reading_pool(url: str, size: int, name: str) -> Pool:
     return pool_of(url, size, name, options=f"-c statement_timeout={STATEMENT_TIMEOUT}s")
 
 
+class Connections(Protocol):
+    """Where a reader takes its connections from: a pool, or the one connection of a snapshot."""
+
+    def connection(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        """A connection, for as long as the context lasts."""
+
+
 class Reader:
     """Reads events in order of position, each with its place in both chains.
 
@@ -90,7 +97,7 @@ class Reader:
     elsewhere the predecessors are looked up. Raises what psycopg raises when the store cannot be read.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Connections) -> None:
         self._pool = pool
         self._ends: OrderedDict[int, dict[str, int]] = OrderedDict()
 
