@@ -7,53 +7,49 @@ does not favour either; the medians of all rounds are compared.
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Literal
 
 import httpx
 import psycopg
 
+from benchmarks import audit
+from benchmarks.figures import ROUNDS, Figure, figure
 from infra.local import clean
 from infra.local.system import Options, System
 
 RESULTS = Path(__file__).parent / "results.json"
-ROUNDS = 3
 IMPORT_ROWS = 50_000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the results."""
-
-    name: str
-    ratio: float
-    goal: float
-    better: Literal["higher", "lower"]
-    ours: float
-    reference: float
-    unit: str
-    spread: str
-    """Ours and the reference, smallest to largest of all rounds."""
 
 
 def main() -> None:
     """Measure everything that there is to measure so far."""
+    only_commands = {"relay": 0, "projector": 0, "query_api": 0}
+    with _system(only_commands) as system:
+        figures = [import_vs_copy(system)]
+    with _system({"projector": 0, "query_api": 0}) as system:
+        figures.append(audit.sealing_beside_commands(system))
+    with _system({}) as system:
+        figures += audit.proofs_and_verification(system)
+    RESULTS.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    for one in figures:
+        print(
+            f"{one.name:<20} {one.ratio:6.2f} (goal {one.goal:g}, {one.better} is better)  "
+            f"{one.ours:,.4g} against {one.reference:,.4g} {one.unit}  [{one.spread}]"
+        )
+
+
+@contextmanager
+def _system(replicas: Mapping[str, int]) -> Iterator[System]:
+    """A fresh system without a broker."""
     directory = Path(tempfile.mkdtemp(prefix="fpso-benchmarks-"))
-    replicas = {"relay": 0, "projector": 0}
     try:
         with System(directory, Options(with_broker=False, replicas=replicas)) as system:
-            figures = [import_vs_copy(system)]
+            yield system
     finally:
         clean.remove(directory)
-    RESULTS.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    for figure in figures:
-        print(
-            f"{figure.name:<16} {figure.ratio:6.2f} (goal {figure.goal:g}, {figure.better} is better)  "
-            f"{figure.ours:,.0f} against {figure.reference:,.0f} {figure.unit}  [{figure.spread}]"
-        )
 
 
 def import_vs_copy(system: System) -> Figure:
@@ -76,7 +72,7 @@ def import_vs_copy(system: System) -> Figure:
             ours.append(IMPORT_ROWS / (time.perf_counter() - started))
             assert answer.json()["registered"] == IMPORT_ROWS, answer.text
             reference.append(_copied(connection, number))
-    return _figure("import_vs_copy", ours, reference, goal=0.25, better="higher", unit="rows/s")
+    return figure("import_vs_copy", ours, reference, goal=0.25, better="higher", unit="rows/s")
 
 
 def _register(number: int) -> bytes:
@@ -108,20 +104,6 @@ def _copied(connection: psycopg.Connection, number: int) -> float:
         for event in events:
             copy.write_row(event)
     return IMPORT_ROWS / (time.perf_counter() - started)
-
-
-def _figure(
-    name: str,
-    ours: Sequence[float],
-    reference: Sequence[float],
-    *,
-    goal: float,
-    better: Literal["higher", "lower"],
-    unit: str,
-) -> Figure:
-    spread = f"{min(ours):,.0f}-{max(ours):,.0f} against {min(reference):,.0f}-{max(reference):,.0f}"
-    ratio = median(ours) / median(reference)
-    return Figure(name, round(ratio, 3), goal, better, median(ours), median(reference), unit, spread)
 
 
 if __name__ == "__main__":
