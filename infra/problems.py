@@ -149,8 +149,8 @@ CATALOGUE: Mapping[Slug, Kind] = {
     "read-model-behind": Kind(
         503,
         "The read model has not got that far yet",
-        "It had not reached the position that was asked for when the time to wait ran out. The event itself "
-        "is safe. Repeat after the seconds that Retry-After names.",
+        "It had not reached the position, or passed the moment, that was asked for when the time to wait ran "
+        "out. The event itself is safe. Repeat after the seconds that Retry-After names.",
     ),
     "unavailable": Kind(
         503,

@@ -692,7 +692,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     if chosen.json:
-        print(to_json({**asdict(report), "holds": report.findings.total == 0}).decode())  # noqa: T201
+        sys.stdout.write(to_json({**asdict(report), "holds": report.findings.total == 0}).decode() + "\n")
     else:
         _print(report)
     return 1 if report.findings.total else 0
@@ -729,7 +729,7 @@ def _print(report: Report) -> None:
             style="yellow",
         )
     if report.findings.total:
-        console.print(f"{report.findings.total:,} differences.", style="bold red")
+        console.print(f"Differences: {report.findings.total:,}.", style="bold red")
     else:
         console.print("Everything holds.", style="bold green")
 

@@ -311,7 +311,7 @@ def test_a_person_reads_what_differs_and_how_much_was_looked_at(ship: Ship) -> N
     printed = ship.capsys.readouterr().out
     assert "differs: row equipment P-1: name is 'Pomp', the events say 'Pump'" in printed
     assert "12 events in 5 streams; 12 sealed, under 2 checkpoints" in printed
-    assert "1 differences." in printed
+    assert "Differences: 1." in printed
 
 
 def test_a_database_that_does_not_answer_is_no_finding(ship: Ship, monkeypatch: pytest.MonkeyPatch) -> None:
