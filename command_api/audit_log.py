@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
+from infra.audit.checkpoint import SignedCheckpoint
 from infra.audit.note import NoteInvalid, Verifier
 from infra.audit.tree import HASH_BYTES, TILE_WIDTH, Tile, TileMissing, edge_tiles, grown, root_of
 from infra.database import Pool, pool_of
@@ -60,17 +61,6 @@ class Tree:
         self.changed = {}
         last = self.size // TILE_WIDTH
         self.positions = {number: those for number, those in self.positions.items() if number == last}
-
-
-@dataclass(frozen=True, slots=True)
-class SignedCheckpoint:
-    """A checkpoint as it is stored."""
-
-    tree_size: int
-    root: bytes
-    position: int
-    epoch: int
-    note: str
 
 
 def sealing_pool(url: str) -> Pool:

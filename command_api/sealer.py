@@ -16,10 +16,10 @@ import psycopg
 from prometheus_client import Counter, Gauge
 from pydantic import AfterValidator
 
-from command_api.audit_log import SEALER, AuditLog, SealingRefused, SignedCheckpoint, Tree, sealing_pool
+from command_api.audit_log import SEALER, AuditLog, SealingRefused, Tree, sealing_pool
 from events.event import Event
 from infra.audit import keys
-from infra.audit.checkpoint import Checkpoint, origin_of
+from infra.audit.checkpoint import DEFAULT_ORIGIN, Checkpoint, SignedCheckpoint, origin_of
 from infra.audit.keys import KeyFileInvalid
 from infra.audit.leaf import NotCanonical, leaf_of
 from infra.audit.note import NoteInvalid, Signer, Verifier, checked_name, opened, signed
@@ -74,7 +74,7 @@ def _origin(text: str) -> str:
 class SealerSettings(Settings):
     """What the sealer needs to know."""
 
-    audit_origin: Annotated[str, AfterValidator(_origin)] = "fpso.local/audit"
+    audit_origin: Annotated[str, AfterValidator(_origin)] = DEFAULT_ORIGIN
     """The name of the log and of its keys, best a domain and a path; never changed once there are keys."""
     audit_key_file: Path | None = None
     """The private keys, one a line, newest first; made where there is none yet. None: nothing is sealed."""

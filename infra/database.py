@@ -4,13 +4,13 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,15 @@ def pool_of(url: str, size: int, name: str, *, options: str = "") -> Pool:
         name=name,
         check=_check,
     )
+
+
+async def fetched(
+    connection: AsyncConnection[Any], statement: Any, parameters: Sequence[Any] = ()
+) -> list[tuple[Any, ...]]:
+    """All rows of ``statement`` as tuples."""
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(statement, parameters)
+        return await cursor.fetchall()
 
 
 async def _check(connection: AsyncConnection[Any]) -> None:

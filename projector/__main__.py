@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from importlib import import_module
 
 import psycopg
 from prometheus_client import Gauge
@@ -203,8 +202,9 @@ async def main() -> None:
 def command(name: str, arguments: Sequence[str]) -> int:
     """Run what is not following; the exit code."""
     if name == "verify":
-        code: int = import_module("projector.verify").main(arguments)
-        return code
+        from projector.verify import main as verify
+
+        return verify(arguments)
     from projector.rebuild import main as rebuild
 
     return rebuild([name, *arguments])

@@ -12,6 +12,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier
 
+from infra.database import fetched
+
 SHOWN = 20
 """As many differences are described; all are counted."""
 VALUE_CHARACTERS = 60
@@ -69,7 +71,7 @@ async def _common_columns(live: Side, copy: Side, table: str) -> list[str]:
     common, others = [
         {
             row[0]
-            for row in await _rows(
+            for row in await fetched(
                 side.connection,
                 """
                 SELECT column_name FROM information_schema.columns
@@ -92,7 +94,7 @@ async def _fingerprint(side: Side, table: str, columns: Sequence[str]) -> tuple[
         FROM {table}
         """
     ).format(columns=SQL(", ").join(map(Identifier, columns)), table=Identifier(side.schema, table))
-    [row] = await _rows(side.connection, statement)
+    [row] = await fetched(side.connection, statement)
     return row
 
 
@@ -141,14 +143,6 @@ async def _ordered(side: Side, table: str, columns: Sequence[str], keys: int) ->
         await cursor.execute(statement)
         async for row in cursor:
             yield _Row(row[:keys], row[keys:])
-
-
-async def _rows(
-    connection: AsyncConnection[Any], statement: Any, parameters: Sequence[Any] = ()
-) -> list[tuple[Any, ...]]:
-    async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(statement, parameters)
-        return await cursor.fetchall()
 
 
 def _named(key: tuple[Any, ...]) -> str:

@@ -6,7 +6,6 @@ events. Run as the owner of the databases; it changes nothing.
 """
 
 import argparse
-import asyncio
 import sys
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -27,11 +26,12 @@ from rich.console import Console
 from events.catalogue import DomainEvent, Undecodable, decode
 from events.event import Event, StreamEvent
 from events.state import State, state_after
+from infra.audit.checkpoint import SignedCheckpoint
 from infra.audit.leaf import NotCanonical, leaf_of
-from infra.audit.note import NoteInvalid, Verifier
+from infra.audit.note import NoteInvalid, Verifier, verifiers_of
 from infra.audit.tree import HASH_BYTES, Tile, leaf_hash
-from infra.audit.verification import Findings, SealedTree, StoredCheckpoint, check_signatures
-from infra.database import CONNECT_TIMEOUT, KEEPALIVE
+from infra.audit.verification import Findings, SealedTree, check_signatures
+from infra.database import CONNECT_TIMEOUT, KEEPALIVE, fetched
 from infra.event_store.mapper import SNAPSHOT_TOPICS, EventMapper
 from infra.event_store.reader import Reader, UnreadableEvent
 from infra.settings import Settings, load
@@ -509,9 +509,9 @@ async def _verified(
 ) -> Report:
     report = Report()
     checkpoints = [
-        StoredCheckpoint(*row)
-        for row in await _rows(
-            audit, "SELECT tree_size, root, position, note FROM audit.checkpoints ORDER BY tree_size"
+        SignedCheckpoint(*row)
+        for row in await fetched(
+            audit, "SELECT tree_size, root, position, epoch, note FROM audit.checkpoints ORDER BY tree_size"
         )
     ]
     keys = trusted if trusted is not None else await _recorded_keys(audit, report.findings)
@@ -521,13 +521,13 @@ async def _verified(
     sealed = Sealed(audit, report, tree)
     snapshots = {
         stream: (version, topic, state)
-        for stream, version, topic, state in await _rows(
+        for stream, version, topic, state in await fetched(
             audit, "SELECT originator_id, originator_version, topic, state FROM event_store.stored_snapshots"
         )
     }
     report.snapshots = len(snapshots)
     streams = Streams(snapshots, report.findings)
-    reached: dict[str, int] = dict(await _rows(read_model, "SELECT name, position FROM checkpoints"))
+    reached: dict[str, int] = dict(await fetched(read_model, "SELECT name, position FROM checkpoints"))
     report.read_model_position = reached["tables"]
     tables = ReadModel(read_model, reached, report)
     reader = Reader(_OneConnection(store))
@@ -557,7 +557,7 @@ async def _verified(
     tree.end(
         {
             Tile(level, number): hashes
-            for level, number, hashes in await _rows(
+            for level, number, hashes in await fetched(
                 audit, "SELECT level, number, hashes FROM audit.tiles WHERE level > 0"
             )
         }
@@ -568,15 +568,9 @@ async def _verified(
     return report
 
 
-async def _rows(connection: Connection, statement: Any, parameters: Sequence[Any] = ()) -> list[Row]:
-    async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(statement, parameters)
-        return await cursor.fetchall()
-
-
 async def _recorded_keys(audit: Connection, findings: Findings) -> list[Verifier]:
     keys = []
-    for (text,) in await _rows(audit, "SELECT verifier_key FROM audit.keys"):
+    for (text,) in await fetched(audit, "SELECT verifier_key FROM audit.keys"):
         try:
             keys.append(Verifier.parse(text))
         except NoteInvalid as error:
@@ -592,7 +586,7 @@ async def _events(reader: Reader, store: Connection) -> AsyncIterator[list[Event
             events = await reader.after(position, BATCH_EVENTS)
         except UnreadableEvent as error:
             position = error.position
-            [(stream, version)] = await _rows(
+            [(stream, version)] = await fetched(
                 store,
                 """
                 SELECT originator_id, originator_version FROM event_store.stored_events
@@ -624,7 +618,7 @@ async def _name_missing(read_model: Connection, positions: Sequence[int], findin
     """Sealed events that are gone: the event log may still know what they were."""
     known = {
         position: f"{stream}/{version}"
-        for position, stream, version in await _rows(
+        for position, stream, version in await fetched(
             read_model,
             "SELECT position, stream, version FROM event_log WHERE position = ANY(%s)",
             [positions],
@@ -637,7 +631,7 @@ async def _name_missing(read_model: Connection, positions: Sequence[int], findin
 
 async def _check_end(audit: Connection, last_position: int, findings: Findings) -> None:
     """What the sealer remembers to have sealed must be in the tree, and signed."""
-    [(position, signed)] = await _rows(
+    [(position, signed)] = await fetched(
         audit,
         """
         SELECT (SELECT position FROM event_store.leaders WHERE name = 'sealer'),
@@ -674,8 +668,8 @@ def main(arguments: Sequence[str]) -> int:
     settings = load(Settings)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        trusted = _keys_of(chosen.key) if chosen.key else None
-    except (OSError, NoteInvalid) as error:
+        trusted = verifiers_of(chosen.key.read_text(encoding="utf-8")) if chosen.key else None
+    except (OSError, UnicodeDecodeError, NoteInvalid) as error:
         errors.print(f"{chosen.key}: {error}", markup=False)
         return 2
     try:
@@ -702,12 +696,7 @@ async def _verify(settings: Settings, trusted: Sequence[Verifier] | None) -> Rep
     display = Display()
     with display.shown():
         display.enter("verifying")
-        verifying = asyncio.ensure_future(verified(settings, trusted, display))
-        return await verifying
-
-
-def _keys_of(file: Path) -> list[Verifier]:
-    return [Verifier.parse(line) for line in file.read_text().split("\n") if line]
+        return await verified(settings, trusted, display)
 
 
 def _print(report: Report) -> None:

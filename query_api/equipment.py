@@ -1,5 +1,6 @@
 """Equipment: of the fleet, of one vessel, one piece; now, or at a moment of the past."""
 
+from functools import partial
 from typing import Annotated, Any, Literal, LiteralString
 
 from fastapi import APIRouter, Query, Request
@@ -13,10 +14,10 @@ from infra.problems import Problem
 from infra.web import PathCode
 from query_api.described import described_list, described_single
 from query_api.formats import answer_list, resource
-from query_api.moments import AsOf, Past, passed, unfoldable
+from query_api.moments import AsOf, Past, passed, state_then
 from query_api.paging import POSITION_MAX, Exact, Key, Listing, Page, Search
 from query_api.read_model import InReadModel, ReadModel, Row
-from query_api.steps import given, steps
+from query_api.steps import given
 from query_api.vessels import vessel_not_found
 
 router = APIRouter(prefix="/v1", tags=["equipment"])
@@ -297,13 +298,8 @@ async def _answer_past(request: Request, read_model: ReadModel, code: str, past:
     }
     rows = await read_model.rows(ONE_IN_THE_PAST, parameters, past.min_position, "event_log")
     checkpoint, *_, position = rows[0]
-    folded = list(steps(given(event, before) for _, event, before, _ in rows if event is not None))
-    if not folded or (past.version is not None and folded[-1].event.version != past.version):
-        raise equipment_not_found(code, checkpoint, **past.asked())
-    for step in folded:
-        if step.after is None:
-            raise unfoldable(f"{stream}/{step.event.version}", checkpoint)
-    state = folded[-1].after
+    events = [given(event, before) for _, event, before, _ in rows if event is not None]
+    state = state_then(events, past, checkpoint, partial(equipment_not_found, code))
     assert isinstance(state, EquipmentState), "equipment's events are folded into equipment's state"
     piece = {
         "code": code,

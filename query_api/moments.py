@@ -1,15 +1,18 @@
 """Moments of the past: the parameters that name one, and what has to be true before one is answered."""
 
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from events.state import State
 from events.values import Time, time_text
 from infra.problems import Problem, invalid
 from query_api.freshness import Aim, Basis
 from query_api.paging import POSITION_MAX, Digits, Page, Reading
 from query_api.read_model import ReadModel
+from query_api.steps import Given, steps
 
 
 def _sent(value: Any) -> Any:
@@ -66,6 +69,25 @@ async def passed(
     """
     if moment is not None:
         await read_model.reach(Aim(basis, reading.min_position or 0, moment, parameter))
+
+
+def state_then(
+    rows: Iterable[Given], past: Past, checkpoint: int, not_found: Callable[..., Problem]
+) -> State:
+    """The state that the events of one stream, oldest first, lead to.
+
+    Raises what ``not_found`` makes where there is none, or not the version that was asked for, and
+    `read-model-behind` where one of them cannot be folded.
+    """
+    folded = list(steps(rows))
+    if not folded or (past.version is not None and folded[-1].event.version != past.version):
+        raise not_found(checkpoint, **past.asked())
+    for step in folded:
+        if step.after is None:
+            raise unfoldable(f"{step.event.stream}/{step.event.version}", checkpoint)
+    state = folded[-1].after
+    assert state is not None, "every step has been folded"
+    return state
 
 
 def unfoldable(event_id: str, checkpoint: int) -> Problem:

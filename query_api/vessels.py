@@ -1,5 +1,6 @@
 """Vessels, with how much equipment is on them; now, or at a moment of the past."""
 
+from functools import partial
 from typing import Annotated, Any, Literal, LiteralString
 
 from fastapi import APIRouter, Query, Request
@@ -12,10 +13,10 @@ from infra.problems import Problem
 from infra.web import PathCode
 from query_api.described import described_list, described_single
 from query_api.formats import answer_list, resource
-from query_api.moments import Past, passed, unfoldable
+from query_api.moments import Past, passed, state_then
 from query_api.paging import POSITION_MAX, Key, Listing, Page, Search
 from query_api.read_model import InReadModel, ReadModel
-from query_api.steps import VESSEL_TYPES, given, steps
+from query_api.steps import VESSEL_TYPES, given
 
 router = APIRouter(prefix="/v1/vessels", tags=["vessels"])
 
@@ -211,13 +212,8 @@ async def _answer_past(request: Request, read_model: ReadModel, code: str, past:
     }
     rows = await read_model.rows(VESSEL_IN_THE_PAST, parameters, past.min_position, "both")
     checkpoint, _, _, active, inactive, position = rows[0]
-    folded = list(steps(given(event, before) for _, event, before, *_ in rows if event is not None))
-    if not folded or (past.version is not None and folded[-1].event.version != past.version):
-        raise vessel_not_found(code, checkpoint, **past.asked())
-    for step in folded:
-        if step.after is None:
-            raise unfoldable(f"{stream}/{step.event.version}", checkpoint)
-    state = folded[-1].after
+    events = [given(event, before) for _, event, before, *_ in rows if event is not None]
+    state = state_then(events, past, checkpoint, partial(vessel_not_found, code))
     assert isinstance(state, VesselState), "a vessel's events are folded into a vessel's state"
     vessel = {
         "code": code,

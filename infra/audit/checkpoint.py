@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from infra.audit.note import NoteInvalid, base64_of, checked_name
 from infra.audit.tree import EMPTY_ROOT, HASH_BYTES
 
+DEFAULT_ORIGIN = "fpso.local/audit"
+"""Of a log that nobody has named."""
+
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 _MAX_SIZE = 2**63 - 1
 
@@ -42,6 +45,18 @@ class Checkpoint:
         if size == "0" and root != EMPTY_ROOT:
             raise NoteInvalid("malformed checkpoint: not the root of an empty tree")
         return cls(origin, int(size), root)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCheckpoint:
+    """A checkpoint as it is stored: its note, and what is said of it beside."""
+
+    tree_size: int
+    root: bytes
+    position: int
+    """Of the last leaf's event."""
+    epoch: int
+    note: str
 
 
 def origin_of(base: str, epoch: int) -> str:

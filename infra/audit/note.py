@@ -67,6 +67,14 @@ class Verifier:
             raise NoteInvalid(f"the signature of {self.name}+{self.key_id.hex()} does not hold") from error
 
 
+def verifiers_of(text: str) -> list[Verifier]:
+    """The verifier keys of ``text``, one a line, at least one. Raises `NoteInvalid`."""
+    verifiers = [Verifier.parse(line.strip()) for line in text.splitlines() if line.strip()]
+    if not verifiers:
+        raise NoteInvalid("there is no verifier key")
+    return verifiers
+
+
 class Signer:
     """A private key and its name: what signs. Its representation never shows the key."""
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from infra.audit.checkpoint import Checkpoint
+from infra.audit.checkpoint import Checkpoint, SignedCheckpoint
 from infra.audit.note import NoteInvalid, Verifier, opened
 from infra.audit.tree import EMPTY_ROOT, TILE_HEIGHT, Tile, node_hash
 
@@ -43,20 +43,10 @@ class Findings:
             self.described.append(Finding(kind, name, detail))
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCheckpoint:
-    """A checkpoint, and what is stored beside its note."""
-
-    tree_size: int
-    root: bytes
-    position: int
-    note: str
-
-
 class SealedTree:
     """The tree as it grew, held at every size that was signed to the root that was signed."""
 
-    def __init__(self, checkpoints: Sequence[StoredCheckpoint], findings: Findings) -> None:
+    def __init__(self, checkpoints: Sequence[SignedCheckpoint], findings: Findings) -> None:
         self._findings = findings
         self._checkpoints = {checkpoint.tree_size: checkpoint for checkpoint in checkpoints}
         self._nodes: list[tuple[int, bytes]] = []  # height and hash, from left to right
@@ -76,7 +66,7 @@ class SealedTree:
         if checkpoint := self._checkpoints.pop(self.size, None):
             self._compare(checkpoint, position)
 
-    def _compare(self, checkpoint: StoredCheckpoint, position: int) -> None:
+    def _compare(self, checkpoint: SignedCheckpoint, position: int) -> None:
         if checkpoint.root != self.root:
             self._findings.add(
                 "checkpoint",
@@ -113,7 +103,7 @@ class SealedTree:
 
 
 def check_signatures(
-    checkpoints: Sequence[StoredCheckpoint], verifiers: Collection[Verifier], findings: Findings
+    checkpoints: Sequence[SignedCheckpoint], verifiers: Collection[Verifier], findings: Findings
 ) -> None:
     """Hold each note to the keys, and to what is stored beside it."""
     for checkpoint in checkpoints:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import click
 
+from infra.cli.history import history_items
 from infra.cli.system import (
     ProblemAnswered,
     Refused,
@@ -25,6 +24,7 @@ from infra.cli.system import (
     new_console,
     settings,
     with_url,
+    write_whole,
 )
 from infra.cli.witness import witness
 
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from infra.audit.note import Verifier
 
 FORMAT = "fpso-audit-export/1"
-DEFAULT_ORIGIN = "fpso.local/audit"
 MAKE_RUN_KEY_FILE = Path(".fpso/audit.key")
-PAGE = 1000  # items
 CONCURRENCY = 8  # requests
 PIECE = 64  # events whose proofs are under way or wait for their turn
 PATIENCE_SECONDS = 20.0  # for an event to be sealed, and for the read model to get there
@@ -69,7 +67,8 @@ def export(stream: str, output: Path, url: str | None) -> None:
     if kind not in KINDS or not slash or not code:
         raise click.UsageError(f"{stream}: a stream is equipment/CODE or vessel/CODE")
     with gateway_client(url) as client:
-        positions = list(_positions(client, kind, code))
+        items = history_items(client, code, kind == "vessel", {})
+        positions = [item["position"] for item in items]
         if not positions:
             raise Refused(f"{stream} has no events")
         newest = _proven(client, positions[-1], None)
@@ -81,24 +80,12 @@ def export(stream: str, output: Path, url: str | None) -> None:
         "checkpoint": newest["checkpoint"],
         "events": events,
     }
-    _write(output, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+    write_whole(output, json.dumps(document, ensure_ascii=False, indent=1) + "\n", 0o644)
     console = new_console()
     console.print(f"{output}: {len(events):,} events of {document['stream']}", markup=False, soft_wrap=True)
     console.print(
         f"in the tree of {newest['tree_size']:,} events of {document['origin']}", markup=False, soft_wrap=True
     )
-
-
-def _positions(client: httpx.Client, kind: str, code: str) -> Iterator[int]:
-    """Of every event of the stream, page by page."""
-    path = f"/v1/{'vessels' if kind == 'vessel' else kind}/{quote(code, safe='')}/history"
-    asked = {"limit": str(PAGE)}
-    while True:
-        page = checked(client.get(path, params=asked)).json()
-        yield from (item["position"] for item in page["items"])
-        if page["next_cursor"] is None:
-            return
-        asked["cursor"] = page["next_cursor"]
 
 
 def _proven(client: httpx.Client, position: int, tree_size: int | None) -> dict[str, Any]:
@@ -140,26 +127,6 @@ def _exported(client: httpx.Client, positions: Sequence[int], tree_size: int) ->
     return entries
 
 
-def _write(output: Path, text: str) -> None:
-    """Beside it first: what stands under the name is whole."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=output.parent, prefix=f".{output.name}.", delete=False
-        ) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(output)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    Path(file.name).unlink()
-                raise
-    except OSError as error:
-        raise Refused(f"cannot write {output}: {error.strerror}") from None
-
-
 # --- check --------------------------------------------------------------------------------------------------
 
 
@@ -197,18 +164,15 @@ def check(file: Path, key_file: Path) -> None:
 
 def verifiers_of(key_file: Path) -> list[Verifier]:
     """The keys of a file, one a line."""
-    from infra.audit.note import NoteInvalid, Verifier
+    from infra.audit.note import NoteInvalid
+    from infra.audit.note import verifiers_of as parsed
 
     try:
-        lines = key_file.read_text(encoding="utf-8").splitlines()
-        verifiers = [Verifier.parse(line.strip()) for line in lines if line.strip()]
+        return parsed(key_file.read_text(encoding="utf-8"))
     except OSError as error:
         raise click.UsageError(f"{key_file}: {error.strerror}") from None
     except (NoteInvalid, UnicodeDecodeError) as error:
         raise click.UsageError(f"{key_file} is no file of verifier keys: {error}") from None
-    if not verifiers:
-        raise click.UsageError(f"there is no key in {key_file}")
-    return verifiers
 
 
 def _document(file: Path) -> dict[str, Any]:
@@ -326,6 +290,7 @@ def verify(arguments: tuple[str, ...]) -> None:
 def new_key(create: bool) -> None:
     """Put a new signing key in front of FPSO_AUDIT_KEY_FILE; those behind it go on signing as well."""
     from infra.audit import keys
+    from infra.audit.checkpoint import DEFAULT_ORIGIN
     from infra.audit.keys import KeyFileInvalid
     from infra.audit.note import NoteInvalid, Signer
 

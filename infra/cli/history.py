@@ -50,7 +50,9 @@ def history(code: str, is_vessel: bool, include_equipment: bool, as_json: bool, 
         raise click.UsageError("--include-equipment belongs to --vessel")
     console = new_console()
     with gateway_client(url) as client:
-        for item in _items(client, code, is_vessel, {"include": "equipment"} if include_equipment else {}):
+        for item in history_items(
+            client, code, is_vessel, {"include": "equipment"} if include_equipment else {}
+        ):
             if as_json:
                 click.echo(_json(item))
             else:
@@ -90,7 +92,7 @@ def replay(
         raise click.UsageError("give a CODE, or --all with --into SCHEMA")
     console = new_console()
     with gateway_client(url) as client:
-        _replay(console, _items(client, code, is_vessel, {}), moment, version)
+        _replay(console, history_items(client, code, is_vessel, {}), moment, version)
 
 
 def _moment(until: str | None) -> datetime | None:
@@ -102,10 +104,10 @@ def _moment(until: str | None) -> datetime | None:
         raise click.UsageError(f"--until: {error}") from None
 
 
-def _items(
+def history_items(
     client: httpx.Client, code: str, is_vessel: bool, parameters: Mapping[str, str]
 ) -> Iterator[Mapping[str, Any]]:
-    """Every item of a history, read page by page."""
+    """Every item of the history of a piece of equipment, or of a vessel, read page by page."""
     path = f"/v1/{'vessels' if is_vessel else 'equipment'}/{quote(code, safe='')}/history"
     asked = {**parameters, "limit": str(PAGE)}
     while True:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -134,6 +135,26 @@ def checked(answer: httpx.Response) -> httpx.Response:
     raise Refused(
         f"{answer.request.url} answered {answer.status_code}: is this the gateway of an FPSO system?"
     )
+
+
+def write_whole(file: Path, text: str, mode: int) -> None:
+    """Write beside, then rename: what stands under the name is the old or the new, as a whole."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        beside = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as content:
+                content.write(text)
+                content.flush()
+                os.fsync(content.fileno())
+            beside.chmod(mode)
+            beside.replace(file)
+        except BaseException:  # a signal too leaves nothing behind
+            with suppress(FileNotFoundError):
+                beside.unlink()
+            raise
+    except OSError as error:
+        raise Refused(f"cannot write {file}: {error.strerror}") from None
 
 
 def new_console(file: IO[Any] | None = None) -> Console:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +26,7 @@ from infra.cli.system import (
     gateway_client,
     gateway_url,
     with_url,
+    write_whole,
 )
 
 if TYPE_CHECKING:
@@ -408,22 +407,9 @@ def _read(state_file: Path) -> State:
 
 
 def _keep(state_file: Path, state: State) -> None:
-    """Beside it first, for its owner's eyes only: a state is the old or the new one, whole."""
+    """For its owner's eyes only."""
     text = json.dumps({"format": FORMAT, **vars(state)}, ensure_ascii=False, indent=1) + "\n"
-    try:
-        descriptor, beside = tempfile.mkstemp(dir=state_file.parent, prefix=f".{state_file.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(beside).replace(state_file)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                Path(beside).unlink()
-            raise
-    except OSError as error:
-        raise Refused(f"cannot write {state_file}: {error.strerror}") from None
+    write_whole(state_file, text, 0o600)
 
 
 def _now() -> str:
