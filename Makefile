@@ -7,6 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv/made-here-$(shell pwd | cksum | cut -d' ' -f1)
 RUN := .venv/installed-to-run
 DEVELOP := .venv/installed-to-develop
+NODE := tests/node/node_modules/installed
 PIP := $(PYTHON) -m pip --python .venv/bin/python --disable-pip-version-check --quiet --no-input
 
 .DEFAULT_GOAL := help
@@ -18,7 +19,7 @@ help: ## Show this list
 run: $(RUN) rabbitmq ## Run the whole system on this machine until Ctrl-C (FPSO_PORT=8088)
 	@.venv/bin/python -m infra.local.supervisor
 
-test: $(DEVELOP) rabbitmq ## Run all tests, or some: make test ARGS="tests/domain -x"
+test: $(DEVELOP) $(NODE) rabbitmq ## Run all tests, or some: make test ARGS="tests/domain -x"
 	@.venv/bin/python -m pytest $(ARGS)
 
 check: $(DEVELOP) ## Lint, types, import rules, and whether the OpenAPI document is fresh
@@ -36,8 +37,8 @@ openapi: $(DEVELOP) ## Write the OpenAPI document of both APIs anew
 
 clean: ## Remove everything that was made here: .venv, .fpso with all data, caches
 	@$(or $(PYTHON),python3) -m infra.local.clean
-	@rm -rf .venv build *.egg-info .coverage* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		.import_linter_cache
+	@rm -rf .venv tests/node/node_modules build *.egg-info .coverage* htmlcov .mypy_cache .ruff_cache \
+		.pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 rabbitmq:
@@ -62,3 +63,8 @@ $(DEVELOP): $(VENV) requirements-dev.txt pyproject.toml
 	@$(PIP) install --root-user-action ignore --require-hashes -r requirements-dev.txt
 	@$(PIP) install --root-user-action ignore --no-deps --no-build-isolation --editable .
 	@touch $@ $(RUN)
+
+$(NODE): tests/node/package-lock.json tests/node/.npmrc | $(DEVELOP)
+	@echo "Installing what tests need of Node.js (tests/node/package-lock.json) ..."
+	@cd tests/node && ../../.venv/bin/npm ci --loglevel error
+	@touch $@
