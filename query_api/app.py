@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from infra.problems import Problem, problem_answer
 from infra.service import Service, serve
-from infra.settings import ApiSettings
+from infra.settings import ApiSettings, PositiveInt
 from infra.web import instance_of, new_api
-from query_api import audit, compare, documentation, equipment, history, operations, projection, vessels
+from query_api import audit, compare, documentation, equipment, feed, history, operations, projection, vessels
 from query_api.audit import AuditLog
+from query_api.feed import Feed
 from query_api.read_model import ReadModel
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,17 @@ DESCRIPTION = (
 )
 
 
+class QuerySettings(ApiSettings):
+    """What the query API needs to know."""
+
+    feed_streams_max: PositiveInt = 1000
+    """Readers that wait for events, by long poll or by a stream; beyond it 503 `unavailable`."""
+
+
 def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
     """The application, described but not connected: `main` gives it the read model and the audit log."""
     app = new_api("FPSO System: reads", DESCRIPTION, auth)
-    for module in (vessels, equipment, history, compare, operations, projection, audit, documentation):
+    for module in (vessels, equipment, history, compare, operations, projection, feed, audit, documentation):
         app.include_router(module.router)
     app.mount(documentation.ASSETS_PATH, documentation.assets, name="assets")
     for error in (psycopg.OperationalError, PoolTimeout, TooManyRequests):
@@ -46,16 +54,18 @@ async def _answer_unavailable(request: Request, error: Exception) -> Response:
     return problem_answer(problem, instance_of(request.scope))
 
 
-async def main(settings: ApiSettings) -> None:
+async def main(settings: QuerySettings) -> None:
     """Answer queries until SIGTERM, then finish what is in flight."""
     service = Service("query_api", settings)
     app = create_app(settings.auth)
     async with (
         ReadModel(settings.read_model_url, settings.pool_size).connected() as read_model,
+        Feed(read_model, settings.feed_streams_max).running(service.stopping) as events,
         AuditLog(settings.database_url, AUDIT_POOL_SIZE).connected() as audit_log,
         service.running(),
     ):
         app.state.read_model = read_model
+        app.state.feed = events
         app.state.audit_log = audit_log
         service.checks["read model"] = read_model.check
         if settings.read_model_url == settings.database_url:

@@ -19,11 +19,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from psycopg.rows import DictRow
 from psycopg_pool import PoolTimeout, TooManyRequests
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.responses import PlainTextResponse, Response
 
 from events.cloudevents import json_of
-from events.event import Event, Metadata
+from events.event import Event
 from infra.audit.tree import (
     HASH_BYTES,
     TILE_WIDTH,
@@ -37,6 +37,7 @@ from infra.audit.tree import (
 from infra.database import CONNECT_TIMEOUT, Limit, pool_of
 from infra.openapi import problem_responses, response_headers
 from infra.problems import Problem, Slug, invalid
+from query_api.event_log import event_of
 from query_api.formats import document
 from query_api.paging import POSITION_MAX, Digits, Reading
 from query_api.read_model import READ_SECONDS, STATEMENT_TIMEOUT, InReadModel, ReadModel
@@ -168,9 +169,10 @@ LEAF: LiteralString = """
 # It stands on the event log, in the read model.
 EVENT: LiteralString = """
     SELECT checkpoints.position, head.position,
-           event_log.previous_position, event_log.previous_of_type, event_log.epoch, event_log.stream,
-           event_log.version, event_log.type, event_log.occurred_at, event_log.actor, event_log.auth_type,
-           event_log.correlation_id, event_log.causation_id, event_log.traceparent, event_log.data::text
+           event_log.position, event_log.previous_position, event_log.previous_of_type, event_log.epoch,
+           event_log.stream, event_log.version, event_log.type, event_log.occurred_at, event_log.actor,
+           event_log.auth_type, event_log.correlation_id, event_log.causation_id, event_log.traceparent,
+           event_log.data::text
     FROM checkpoints
     LEFT JOIN head ON true
     LEFT JOIN event_log ON event_log.position = %(position)s
@@ -482,9 +484,8 @@ async def _event(read_model: ReadModel, which: WhichLeaf, index: int) -> tuple[i
     """The event log's checkpoint, and the event that is leaf ``index``."""
     min_position = max(which.position, which.min_position or 0)
     row = await read_model.row(EVENT, {"position": which.position}, min_position, "event_log")
-    checkpoint, _, previous, previous_of_type, epoch, stream, version, type_, occurred_at, *rest = row
-    *metadata, data = rest
-    if data is None:
+    checkpoint, _, *columns = row
+    if columns[0] is None:
         log.error("event missing in the event log", extra={"position": which.position, "leaf_index": index})
         raise Problem(
             "internal-error",
@@ -492,25 +493,7 @@ async def _event(read_model: ReadModel, which: WhichLeaf, index: int) -> tuple[i
             "event there. `fpso audit verify` looks at all of both.",
             position=which.position,
         )
-    actor, auth_type, correlation_id, causation_id, traceparent = metadata
-    return checkpoint, Event(
-        stream=stream,
-        version=version,
-        position=which.position,
-        previous_position=previous,
-        previous_of_type=previous_of_type,
-        epoch=epoch,
-        type=type_,
-        occurred_at=occurred_at,
-        metadata=Metadata(
-            actor=actor,
-            auth_type=auth_type,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            traceparent=traceparent,
-        ),
-        data=from_json(data),
-    )
+    return checkpoint, event_of(columns)
 
 
 @contextmanager

@@ -130,11 +130,14 @@ class Freshness:
         self._progress: Progress | None = None
         self._seen = asyncio.Event()  # replaced each time the checkpoints have been looked at
         self._waiting = 0
+        self.heard = asyncio.Event()
+        """Set whenever the listener wakes, for the one other who follows the read model; he clears it."""
 
     async def follow(self) -> None:
         """Look at the checkpoints for as long as somebody waits; runs for the life of the process."""
         while True:
             await self._listener.wait()
+            self.heard.set()
             if not self._waiting:
                 continue
             try:

@@ -181,6 +181,11 @@ class ReadModel:
         finally:
             self._downloads.release()
 
+    async def changed(self) -> None:
+        """Return when something may have been written, at the latest after a second. For one that waits."""
+        await self._freshness.heard.wait()
+        self._freshness.heard.clear()
+
     async def progress(self) -> Progress:
         """How far tables and event log have got."""
         return await self._progress(_deadline())

@@ -11,13 +11,13 @@ from pydantic_settings import BaseSettings
 
 from command_api.app import CommandSettings
 from command_api.relay import RelaySettings
-from infra.settings import ApiSettings
 from projector.__main__ import ProjectorSettings
+from query_api.app import QuerySettings
 
 CHECKOUT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")])
 REQUIREMENTS = sorted(CHECKOUT.glob("requirements*.txt"))
-SETTINGS: tuple[type[BaseSettings], ...] = (ApiSettings, CommandSettings, RelaySettings, ProjectorSettings)
+SETTINGS: tuple[type[BaseSettings], ...] = (QuerySettings, CommandSettings, RelaySettings, ProjectorSettings)
 
 
 def project() -> dict[str, Any]:

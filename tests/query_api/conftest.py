@@ -1,5 +1,6 @@
 """The query API in process, on a real read model that each test fills by itself."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from events.event import EventData
 from events.state import EquipmentState, VesselState, equipment_after, vessel_after
 from events.vessel import VesselEvent
 from query_api.app import create_app
+from query_api.feed import Feed
 from query_api.read_model import ReadModel
 
 
@@ -260,8 +262,12 @@ def fleet(database: str) -> Iterator[Fleet]:
 async def app(database: str) -> AsyncIterator[FastAPI]:
     """The application on its read model."""
     application = create_app()
-    async with ReadModel(database, 4).connected() as read_model:
+    async with (
+        ReadModel(database, 4).connected() as read_model,
+        Feed(read_model, 1000).running(asyncio.Event()) as feed,
+    ):
         application.state.read_model = read_model
+        application.state.feed = feed
         yield application
 
 
@@ -277,7 +283,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 async def alone() -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application that has no read model: whatever it answers, it answers without a query."""
     application = create_app()
-    application.state.read_model = None
+    application.state.read_model = application.state.feed = None
     transport = httpx.ASGITransport(application)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8088") as client:
         yield client
