@@ -6,7 +6,7 @@ must know that it has lost its place, and take up its work from its checkpoint. 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -23,9 +23,11 @@ from aio_pika.exceptions import (
     PublishError,
 )
 from aiormq import spec
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import ChannelFrame, DeliveredMessage, FrameType
 from aiormq.channel import Channel as Underlay
 from aiormq.exceptions import ChannelLockedResource
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
 from pydantic import Field
 
 from events.cloudevents import CONTENT_TYPE, body_of, headers_of
@@ -48,6 +50,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 RPC_TIMEOUT = 10.0  # seconds; a declaration, a binding
 PUBLISH_TIMEOUT = 10.0  # seconds; from handing over a message to its confirm
 CLOSE_TIMEOUT = 2.0  # seconds
+SLICE_EVENTS = 100  # encoded and written at once; in between others have their turn
 STREAM_INTERVAL = 2.0  # seconds; from one look whether the stream is still there to the next
 NOTE_CONTENT_TYPE = "text/plain"
 PERSISTENT = 2  # AMQP's delivery mode
@@ -296,19 +299,25 @@ class Window:
     """Events handed to the broker, whose confirms are outstanding."""
 
     events: Sequence[Event]
-    outcomes: Sequence[asyncio.Task[Exception | None]]
-    """For each event why it was not confirmed, or None."""
+    deadline: float
+    """Of the event loop's clock, for the last confirm."""
+    confirms: "asyncio.Task[list[asyncio.Future[object]]]"
+    """For each event its confirm, once all have been handed over."""
 
     async def confirmed(self) -> None:
         """Return when every event is confirmed; raises `PublishFailed`."""
-        for count, outcome in enumerate(self.outcomes):
-            if (error := await outcome) is not None:
-                raise PublishFailed(count, _publish_cause(self.events[count], error)) from error
+        count = 0
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                for confirm in await self.confirms:
+                    await confirm
+                    count += 1
+        except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+            raise PublishFailed(count, _publish_cause(self.events[count], error)) from error
 
     def abandon(self) -> None:
         """Wait for no confirm any more."""
-        for outcome in self.outcomes:
-            outcome.cancel()
+        self.confirms.cancel()
 
 
 def _publish_cause(event: Event, error: Exception) -> str:
@@ -326,7 +335,11 @@ def _publish_cause(event: Event, error: Exception) -> str:
 
 
 class Publisher:
-    """Publishes events on one channel: in order, persistent, confirmed, and never to nobody."""
+    """Publishes events on one channel: in order, persistent, confirmed, and never to nobody.
+
+    It stands below aiormq's `basic_publish`, which takes a task, a time limit, a lock and a write to the
+    socket for each message: here a slice of a window shares them, at 0.4 of the cost (docs/adr/0013).
+    """
 
     def __init__(self, channel: Underlay, timeout_seconds: float) -> None:
         self._channel = channel
@@ -345,27 +358,44 @@ class Publisher:
 
         Tasks begin in the order in which they were made, and the channel's lock is first come, first served.
         """
-        return Window(events, [asyncio.ensure_future(self._publish(event, exchange)) for event in events])
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+        return Window(events, deadline, asyncio.create_task(self._hand_over(events, exchange)))
 
-    async def _publish(self, event: Event, exchange: str) -> Exception | None:
-        try:
-            await self._channel.basic_publish(
-                body_of(event),
-                exchange=exchange,
-                routing_key=event.type,
-                properties=spec.Basic.Properties(
-                    content_type=CONTENT_TYPE,
-                    delivery_mode=PERSISTENT,
-                    message_id=event.id,
-                    headers={**headers_of(event)},
-                ),
-                mandatory=True,
-                timeout=self._timeout_seconds,
-                wait=False,
-            )
-        except (AMQPError, OSError, RuntimeError) as error:
-            return error
-        return None
+    async def _hand_over(self, events: Sequence[Event], exchange: str) -> list[asyncio.Future[object]]:
+        confirms: list[asyncio.Future[object]] = []
+        async with self._channel.lock:
+            for start in range(0, len(events), SLICE_EVENTS):
+                frames: list[FrameType] = []
+                for event in events[start : start + SLICE_EVENTS]:
+                    frames += _frames_of(event, exchange, self._channel.max_content_size)
+                    confirms.append(self._confirm_of(event.id))
+                await self._channel.write_queue.put(ChannelFrame.marshall(self._channel.number, frames))
+        return confirms
+
+    def _confirm_of(self, message_id: str) -> "asyncio.Future[object]":
+        """What the channel resolves when the broker confirms, refuses or returns its next message."""
+        channel = self._channel
+        channel.delivery_tag += 1
+        confirm = channel.create_future()
+        channel.confirmations[channel.delivery_tag] = confirm
+        # By which it finds a message that comes back because nobody is bound.
+        channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+        confirm.add_done_callback(lambda _: channel.message_id_delivery_tag.pop(message_id, None))
+        return confirm
+
+
+def _frames_of(event: Event, exchange: str, frame_bytes: int) -> Iterator[FrameType]:
+    body = body_of(event)
+    properties = spec.Basic.Properties(
+        content_type=CONTENT_TYPE,
+        delivery_mode=PERSISTENT,
+        message_id=event.id,
+        headers={**headers_of(event)},
+    )
+    yield spec.Basic.Publish(exchange=exchange, routing_key=event.type, mandatory=True)
+    yield ContentHeader(properties=properties, body_size=len(body))
+    for start in range(0, len(body), frame_bytes):
+        yield ContentBody(body[start : start + frame_bytes])
 
 
 class CheckpointPublisher:
