@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from benchmarks import audit
+from benchmarks import audit, publishing
 from benchmarks.figures import ROUNDS, Figure, figure
 from infra.local import clean
 from infra.local.system import Options, System
@@ -29,6 +29,8 @@ def main() -> None:
     only_commands = {"relay": 0, "projector": 0, "query_api": 0}
     with _system(only_commands) as system:
         figures = [import_vs_copy(system)]
+    with _system({"projector": 0, "query_api": 0}, with_broker=True) as system:
+        figures.append(publishing.relay_vs_bare_publish(system))
     with _system({"projector": 0, "query_api": 0}) as system:
         figures.append(audit.sealing_beside_commands(system))
     with _system({}) as system:
@@ -42,11 +44,11 @@ def main() -> None:
 
 
 @contextmanager
-def _system(replicas: Mapping[str, int]) -> Iterator[System]:
-    """A fresh system without a broker."""
+def _system(replicas: Mapping[str, int], *, with_broker: bool = False) -> Iterator[System]:
+    """A fresh system, by default without a broker."""
     directory = Path(tempfile.mkdtemp(prefix="fpso-benchmarks-"))
     try:
-        with System(directory, Options(with_broker=False, replicas=replicas)) as system:
+        with System(directory, Options(with_broker=with_broker, replicas=replicas)) as system:
             yield system
     finally:
         clean.remove(directory)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from statistics import median, quantiles
 
@@ -96,8 +96,12 @@ def _append(connection: psycopg.Connection, to: int) -> None:
     row = connection.execute("SELECT count(*) FROM event_store.stored_events").fetchone()
     assert row is not None
     for start in range(row[0], to, 50_000):
-        codes = [f"{number:07d}-AE" for number in range(start, min(start + 50_000, to))]
-        _copy(connection, [(f"equipment/{code}", 1, _registered(code)) for code in codes])
+        append_equipment(connection, [f"{number:07d}-AE" for number in range(start, min(start + 50_000, to))])
+
+
+def append_equipment(connection: psycopg.Connection, codes: Sequence[str]) -> None:
+    """An event for each of ``codes``, in one commit."""
+    _copy(connection, [(f"equipment/{code}", 1, _registered(code)) for code in codes])
 
 
 def _registered(code: str) -> EventData:
