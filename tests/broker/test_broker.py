@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -115,6 +116,27 @@ async def test_an_event_arrives_as_it_was_stored(connection: AbstractConnection)
     assert message.exchange == EVENTS_EXCHANGE
     assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
     assert properties.message_id == "equipment/23-LSHH-96138 (2)/1"
+
+
+async def test_an_event_larger_than_a_frame_arrives_whole(connection: AbstractConnection) -> None:
+    publisher = await everything_ready(connection)
+    sizes = (131_000, 131_072, 400_000)  # a frame has at most 131,072 bytes
+    large = [replace(an_event(n), data={"name": "x" * size}) for n, size in enumerate(sizes, start=1)]
+    await publisher.publish([*large, an_event(4)]).confirmed()
+    messages = await received(connection, PROJECTOR_QUEUE, 4)
+    carried = [event_of_message(m.header.properties.headers or {}, m.body) for m in messages]
+    assert carried == [*large, an_event(4)]
+
+
+async def test_what_is_refused_was_not_published(connection: AbstractConnection) -> None:
+    publisher = await everything_ready(connection)
+    async with connection.channel() as channel:
+        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        queue = await channel.declare_queue("full", arguments=full)
+        await queue.bind(EVENTS_EXCHANGE, "#")
+    with pytest.raises(PublishFailed, match="refused what was published at position 2") as failed:
+        await publisher.publish(events(1, 5)).confirmed()
+    assert failed.value.confirmed == 1
 
 
 async def test_windows_keep_the_order(connection: AbstractConnection) -> None:
