@@ -11,10 +11,10 @@ NODE := tests/node/node_modules/installed
 PIP := $(PYTHON) -m pip --python .venv/bin/python --disable-pip-version-check --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench openapi clean rabbitmq
+.PHONY: help run test check bench documents clean rabbitmq
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN) rabbitmq ## Run the whole system on this machine until Ctrl-C (FPSO_PORT=8088)
 	@.venv/bin/python -m infra.local.supervisor
@@ -22,18 +22,18 @@ run: $(RUN) rabbitmq ## Run the whole system on this machine until Ctrl-C (FPSO_
 test: $(DEVELOP) $(NODE) rabbitmq ## Run all tests, or some: make test ARGS="tests/domain -x"
 	@.venv/bin/python -m pytest $(ARGS)
 
-check: $(DEVELOP) ## Lint, types, import rules, and whether the OpenAPI document is fresh
+check: $(DEVELOP) ## Lint, types, import rules; no released event broken, no document stale
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/python -m infra.openapi --check
+	.venv/bin/python -m infra.documents --check
 
 bench: $(DEVELOP) rabbitmq ## Measure, each figure beside its reference, into benchmarks/results.json
 	@.venv/bin/python -m benchmarks $(ARGS)
 
-openapi: $(DEVELOP) ## Write the OpenAPI document of both APIs anew
-	@.venv/bin/python -m infra.openapi
+documents: $(DEVELOP) ## Write anew what is made of the code: OpenAPI, AsyncAPI, docs/events.md, schemas
+	@.venv/bin/python -m infra.documents
 
 clean: ## Remove everything that was made here: .venv, .fpso with all data, caches
 	@$(or $(PYTHON),python3) -m infra.local.clean

@@ -1,5 +1,6 @@
 """An event: what happened (`EventData`), and the envelope it is recorded in (`Event`)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -15,12 +16,15 @@ AuthType = Literal["unauthenticated", "api_key", "user", "service_account", "sys
 class EventData(BaseModel):
     """What happened, as a past-tense fact with a stable type name.
 
-    Readers ignore members that they do not know; members that are absent stay absent.
+    Readers ignore members that they do not know; members that are absent stay absent. Docstrings, also those
+    of members, and examples are published with the schema.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     type: ClassVar[str]
+    examples: ClassVar[Sequence[Mapping[str, Any]]]
+    """Data as they are stored; the first is shown wherever there is room for one."""
     reason: str | None = None
     """Why, in the words of whoever gave the command; up to 500 characters."""
 

@@ -1,11 +1,9 @@
 """OpenAPI: what both APIs declare alike, and the one document that merges theirs.
 
-``python -m infra.openapi`` has each service print its own document, merges them and writes the result where
-the query API serves it. The file is committed, so that changes of the API show up in review; with
-``--check`` nothing is written, and a file that is not up to date is an error.
+Each service prints its own document; `infra.documents` merges them and writes the result where the query API
+serves it.
 """
 
-import difflib
 import json
 import re
 import subprocess
@@ -31,6 +29,7 @@ TAGS = {
     "vessels": "The fleet.",
     "equipment": "What is on the vessels, in service or not.",
     "operations": "Work done on equipment, and what it cost.",
+    "events": "Every event in order, for systems downstream.",
     "projection": "How far the read model has got.",
     "audit": "Proofs that nothing was rewritten.",
 }
@@ -141,6 +140,7 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "Retry-After": ("Seconds to wait before repeating.", {"type": "integer", "minimum": 1, "examples": [1]}),
     "Vary": ("What else the answer depends on.", {"type": "string", "examples": ["Accept"]}),
+    "X-Accel-Buffering": ("A proxy passes the stream on as it comes.", {"type": "string", "const": "no"}),
     "X-Correlation-ID": ("As sent, or as made for this request.", {"type": "string", "maxLength": 128}),
     **{
         name: ("For browsers.", {"type": "string", "examples": [value]})
@@ -323,13 +323,13 @@ def _without_null(schema: dict[str, Any]) -> None:
 # --- Merging ----------------------------------------------------------------------------------------------
 
 
-def merge(documents: list[dict[str, Any]]) -> dict[str, Any]:
+def merge(documents: list[dict[str, Any]], version: str) -> dict[str, Any]:
     """One document of several services' paths and components. What has one name must be one thing."""
     merged: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "FPSO System",
-            "version": documents[0]["info"]["version"],
+            "version": version,
             "description": "Event-sourced register of a fleet's vessels and their equipment.\n\n"
             + "\n\n".join([*(described["info"]["description"] for described in documents), GATEWAY]),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -371,21 +371,6 @@ def printed(service: str) -> dict[str, Any]:
     return described
 
 
-def main(arguments: list[str]) -> int:
-    """Write the merged document, or with ``--check`` say whether the committed one is up to date."""
-    text = json.dumps(merge([printed(service) for service in SERVICES]), indent=2, ensure_ascii=False) + "\n"
-    if "--check" not in arguments:
-        MERGED.parent.mkdir(exist_ok=True)
-        MERGED.write_text(text, encoding="utf-8")
-        return 0
-    committed = MERGED.read_text(encoding="utf-8") if MERGED.exists() else ""
-    if committed == text:
-        return 0
-    difference = difflib.unified_diff(committed.splitlines(), text.splitlines(), "committed", "now", n=2)
-    sys.stderr.write("\n".join([*list(difference)[:40], "", "openapi.json is stale: run `make openapi`", ""]))
-    return 1
-
-
 # --- Methods of paths -------------------------------------------------------------------------------------
 
 
@@ -406,7 +391,3 @@ def _methods() -> list[tuple[re.Pattern[str], frozenset[str]]]:
 def methods_at(path: str) -> frozenset[str]:
     """The methods that either API has at ``path``; none where the path is unknown."""
     return frozenset[str]().union(*(methods for pattern, methods in _methods() if pattern.fullmatch(path)))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Documentation that works with no internet: the API's, the events' schemas, the problems' pages.
+"""Documentation that works with no internet: the API's, the events', the problems' pages.
 
 Swagger UI and Redoc come from an installed package (fastapi-offline), everything else from ``static/``.
 """
@@ -14,8 +14,7 @@ from pydantic_core import to_json
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from events.catalogue import EVENT_TYPES
-from events.schemas import schema_of
+from events.schemas import RELEASED
 from infra.openapi import MERGED
 from infra.problems import CATALOGUE, Kind, Problem, Slug
 from query_api.formats import is_among, preferred
@@ -24,6 +23,8 @@ router = APIRouter(include_in_schema=False)
 
 STATIC = Path(__file__).parent / "static"
 ASSETS_PATH = "/docs/assets"
+SCHEMAS = {path.name: path.read_bytes() for path in sorted(RELEASED.glob("*.json"))}
+"""The JSON Schema of each type of event ever released, as a file name and what is in it."""
 
 # Swagger UI and Redoc style elements as they go, and Redoc searches in a worker that it makes itself.
 _VIEWER_POLICY = (
@@ -79,7 +80,8 @@ def _page(title: str, content: str, *, vary: bool = False) -> Response:
 async def index() -> Response:
     """Where everything is."""
     types = "".join(
-        f'<li><a href="/schemas/{type_}.json"><code>{type_}</code></a></li>' for type_ in EVENT_TYPES
+        f'<li><a href="/schemas/{name}"><code>{name.removesuffix(".json")}</code></a></li>'
+        for name in SCHEMAS
     )
     return _page(
         "FPSO System",
@@ -87,6 +89,7 @@ async def index() -> Response:
         '<dt><a href="/docs">Try the API</a></dt><dd>Every request, with examples, in Swagger UI.</dd>'
         '<dt><a href="/redoc">Reference</a></dt><dd>The same to read, in Redoc.</dd>'
         '<dt><a href="/openapi.json">OpenAPI</a></dt><dd>The same for machines.</dd>'
+        '<dt><a href="/asyncapi.json">AsyncAPI</a></dt><dd>The events that can be subscribed to.</dd>'
         '<dt><a href="/problems">Problems</a></dt><dd>What each error means and what to do about it.</dd>'
         '<dt><a href="/v1/projection">Projection</a></dt><dd>How far the read model has got.</dd>'
         f"<dt>Events</dt><dd>The JSON Schema of each type:<ul>{types}</ul></dd></dl>",
@@ -122,13 +125,19 @@ async def openapi(request: Request) -> Response:
 # --- The events -------------------------------------------------------------------------------------------
 
 
+@router.get("/asyncapi.json")
+async def asyncapi(request: Request) -> Response:
+    """What subscribers receive, and where, as an AsyncAPI document."""
+    return _stored(request, (STATIC / "asyncapi.json").read_bytes(), "application/json")
+
+
 @router.get("/schemas/{name}")
 async def schema(name: str, request: Request) -> Response:
     """The JSON Schema of one type of event."""
-    found = schema_of(name.removesuffix(".json")) if name.endswith(".json") else None
-    if found is None:
-        raise Problem("not-found", "No type of event has this schema.", types=list(EVENT_TYPES))
-    return _stored(request, to_json(found, indent=2), "application/schema+json")
+    if name not in SCHEMAS:
+        types = [known.removesuffix(".json") for known in SCHEMAS]
+        raise Problem("not-found", "No type of event has this schema.", types=types)
+    return _stored(request, SCHEMAS[name], "application/schema+json")
 
 
 # --- The problems -----------------------------------------------------------------------------------------

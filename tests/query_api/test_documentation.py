@@ -72,11 +72,21 @@ async def test_the_openapi_document_is_that_of_both_apis(alone: httpx.AsyncClien
     assert (await alone.get("/openapi.json", headers=known)).status_code == 304
 
 
+async def test_the_asyncapi_document_is_linked_and_served(alone: httpx.AsyncClient) -> None:
+    assert 'href="/asyncapi.json"' in (await alone.get("/")).text
+    answer = await alone.get("/asyncapi.json")
+    assert answer.headers["Content-Type"] == "application/json"
+    assert set(EVENT_TYPES) <= answer.json()["channels"]["events"]["messages"].keys()
+    known = {"If-None-Match": answer.headers["ETag"]}
+    assert (await alone.get("/asyncapi.json", headers=known)).status_code == 304
+
+
 @pytest.mark.parametrize("type_", EVENT_TYPES)
 async def test_every_event_has_its_schema(alone: httpx.AsyncClient, type_: str) -> None:
     answer = await alone.get(f"/schemas/{type_}.json")
     assert answer.headers["Content-Type"] == "application/schema+json"
     assert answer.json()["$id"] == f"urn:fpso:schema:{type_}"
+    assert answer.json()["examples"]
     jsonschema.Draft202012Validator.check_schema(answer.json())
 
 
