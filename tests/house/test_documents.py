@@ -1,5 +1,6 @@
 """The documents agree with what they are about."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -80,6 +81,19 @@ def test_requirements_are_pinned_with_hashes_and_name_no_server(file: Path) -> N
         if not entry.startswith("#") and entry.strip():
             assert re.match(r"[\w.\-\[\],]+==\S+", entry), entry
             assert "--hash=sha256:" in entry, entry
+
+
+def test_packages_for_node_are_pinned_with_hashes_and_name_no_server() -> None:
+    folder = CHECKOUT / "tests/node"
+    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+    locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+    assert locked.pop("")["dependencies"] == wanted
+    for name, package in locked.items():
+        assert package["integrity"].startswith("sha512-"), name
+        assert "resolved" not in package, name
+    for name, version in wanted.items():
+        assert locked[f"node_modules/{name}"]["version"] == version
+        assert f"`{name}`" in (CHECKOUT / "docs/dependencies.md").read_text()
 
 
 def test_the_image_has_what_the_services_need_and_no_more() -> None:

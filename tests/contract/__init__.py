@@ -1,0 +1,1 @@
+"""What is published, read by those who did not write it."""
