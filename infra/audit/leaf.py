@@ -1,7 +1,7 @@
 """The leaf of an event: its CloudEvents JSON object in the one canonical form of RFC 8785.
 
 What an event nearly always consists of, text and small integers, the standard library's encoder writes in
-that form too, at a third of the cost: what it does otherwise is sort names beyond the basic plane, and numbers.
+that form too, at a third of the cost; what it writes otherwise are numbers, and names beyond the basic plane.
 """
 
 from json import JSONEncoder
