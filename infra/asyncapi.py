@@ -63,7 +63,10 @@ def document(version: str, schemas: Mapping[str, Schema]) -> dict[str, Any]:
                 },
             },
             "securitySchemes": {
-                "amqp": {"type": "userPassword", "description": "`subscriber` may read and bind own queues."}
+                "amqp": {
+                    "type": "userPassword",
+                    "description": "The user `subscriber`.",
+                }
             },
         },
     }
@@ -93,8 +96,8 @@ def _channels(schemas: Mapping[str, Schema]) -> dict[str, Any]:
     return {
         "events": {
             "address": "{type}",
-            "description": "Every event. Bind a queue of your own, by type or by a pattern such as "
-            "`fpso.equipment.*.v1` or `#`.",
+            "description": "Every event as it happens. Declare a queue of your own, `subscriber.…`, and bind "
+            "it to types or patterns such as `fpso.equipment.*.v1` or `#`.",
             "servers": [_ref("servers", "broker")],
             "parameters": {"type": {"description": "The event's type.", "enum": [*schemas]}},
             "messages": messages,
@@ -139,7 +142,10 @@ def _exchange(name: str, kind: str) -> dict[str, Any]:
 def _operations() -> dict[str, Any]:
     acknowledged = {"amqp": {"ack": True, **_BINDING}}
     query = {
-        "after": {"type": "integer", "minimum": 0, "description": "Begin after this position."},
+        "after": {
+            "anyOf": [{"type": "integer", "minimum": 0}, {"const": "head"}],
+            "description": "Begin after this position, by default with the first event.",
+        },
         "type": {"type": "string", "description": "Types, comma-separated; each may end in `*`."},
         "stream": {"type": "string", "description": "One stream, such as `equipment/71-PA-7301A`."},
     }

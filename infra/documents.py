@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from events.catalogue import EVENT_TYPES, UPCASTERS
+from events.catalogue import EVENT_TYPES, Undecodable, decode
 from events.compatibility import breaking_changes
 from events.schemas import RELEASED, schema_of
 from infra import asyncapi, openapi
@@ -71,13 +71,16 @@ def current_schemas() -> Schemas:
 
 
 def breakages(released: Schemas, now: Schemas) -> Iterator[str]:
-    """What the models say otherwise than they did when they were released."""
+    """What was released and is not so any more."""
     for type_, schema in released.items():
-        if type_ in now:
-            for change in breaking_changes(schema, now[type_]):
-                yield f"{type_} {change}"
-        elif type_ not in UPCASTERS:
-            yield f"{type_} has neither a model nor an upcaster: stored events of it cannot be read"
+        for change in breaking_changes(schema, now.get(type_, schema)):
+            yield f"{type_} {change}"
+        # Also what no schema says: a stricter validator, a type that has neither a model nor an upcaster.
+        for example in schema["examples"]:
+            try:
+                decode(type_, example)
+            except Undecodable as error:
+                yield f"{type_} {json.dumps(example)} cannot be read any more: {error}"
 
 
 def _json(document: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from cloudevents.core.bindings.amqp import AMQPMessage
 
 from events.catalogue import EVENT_TYPES
-from infra import asyncapi
+from infra import asyncapi, openapi
 from infra.broker import connected
 from tests import node
 
@@ -66,6 +66,15 @@ async def test_its_exchanges_and_queues_are_there_as_it_says(published_url: str)
         queue = channels["stream"]["bindings"]["amqp"]["queue"]
         assert channels["stream"]["address"] == queue["name"]
         await channel.declare_queue(queue["name"], passive=True)
+
+
+def test_its_requests_are_those_of_the_api() -> None:
+    api = json.loads(openapi.MERGED.read_text())["paths"]
+    request = api[DOCUMENT["channels"]["feed"]["address"]]["get"]
+    parameters = {one["name"] for one in request["parameters"] if one.get("in") == "query"}
+    assert (
+        DOCUMENT["operations"]["streamEvents"]["bindings"]["http"]["query"]["properties"].keys() <= parameters
+    )
 
 
 def validator(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
