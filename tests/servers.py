@@ -22,7 +22,7 @@ from infra.local.rabbitmq import LocalRabbitMQ
 from infra.migrations import migrate
 
 POSTGRES_IMAGE = "postgres:18"
-RABBITMQ_IMAGE = "rabbitmq:4"
+RABBITMQ_IMAGE = "rabbitmq:4-management"
 TEMPLATE = "fpso_template"
 USER = "fpso"  # and password, of servers that live as long as the tests
 DISPOSABLE = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
@@ -129,8 +129,9 @@ def _shape_of(connection: psycopg.Connection) -> object:
 class Broker(ABC):
     """A RabbitMQ server, a virtual host for each test."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, management_url: str) -> None:
         self.url = url
+        self.management_url = management_url
         self._vhosts: list[str] = []
 
     @abstractmethod
@@ -156,7 +157,7 @@ class LocalBroker(Broker):
     """A private broker on this machine."""
 
     def __init__(self, server: LocalRabbitMQ) -> None:
-        super().__init__(server.url)
+        super().__init__(server.url, server.management_url)
         self._server = server
 
     def control(self, *arguments: str) -> str:
@@ -169,8 +170,11 @@ class ContainerBroker(Broker):
     """A broker in a container."""
 
     def __init__(self, container: Any) -> None:
-        host, port = container.get_container_host_ip(), container.get_exposed_port(5672)
-        super().__init__(f"amqp://{USER}:{USER}@{host}:{port}/")
+        host = container.get_container_host_ip()
+        super().__init__(
+            f"amqp://{USER}:{USER}@{host}:{container.get_exposed_port(5672)}/",
+            f"http://{host}:{container.get_exposed_port(15672)}",
+        )
         self._id = container.get_wrapped_container().id
 
     def control(self, *arguments: str) -> str:
@@ -217,7 +221,7 @@ def rabbitmq_server(kind: Kind, directory: Path) -> Iterator[Broker]:
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
     _without_reaper()
-    container = DockerContainer(RABBITMQ_IMAGE).with_exposed_ports(5672)
+    container = DockerContainer(RABBITMQ_IMAGE).with_exposed_ports(5672, 15672)
     container.with_env("RABBITMQ_DEFAULT_USER", USER).with_env("RABBITMQ_DEFAULT_PASS", USER)
     container.waiting_for(LogMessageWaitStrategy("Server startup complete"))
     with container as server:

@@ -4,6 +4,7 @@ It has its own node, ports, cookie, configuration and data in ``directory``/rabb
 /etc/rabbitmq, and has its own `epmd` (Erlang's registry of nodes), started here so that it ends with it.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from infra.broker_users import OWNER, SUBSCRIBER, definitions
 from infra.local.process import (
     LOOPBACK,
     PROBE_TIMEOUT,
@@ -24,8 +26,8 @@ from infra.local.process import (
     write_private,
 )
 
-USER = "fpso"
-PASSWORD = "amqp"  # noqa: S105 - its name among the passwords
+PASSWORD = "amqp"  # noqa: S105 - the name of the owner's among the passwords
+SUBSCRIBER_PASSWORD = "amqp-subscriber"  # noqa: S105 - as above
 NODE = "fpso@localhost"  # not the machine's name: the data would be lost with it
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
@@ -65,6 +67,7 @@ class LocalRabbitMQ(Startable):
         self.directory = directory.absolute()
         self.home = self.directory / "rabbitmq"
         self.port = free_port()
+        self.management_port = free_port()
         self.passwords = Passwords(self.directory)
         self._epmd_port = free_port()
         self._distribution_port = free_port()
@@ -87,12 +90,22 @@ class LocalRabbitMQ(Startable):
     @property
     def ports(self) -> set[int]:
         """All on which it listens, its epmd included."""
-        return {self.port, self._epmd_port, self._distribution_port}
+        return {self.port, self.management_port, self._epmd_port, self._distribution_port}
 
     @property
     def url(self) -> str:
-        """Of the virtual host ``/``."""
-        return f"amqp://{USER}:{self.passwords.of(PASSWORD)}@{LOOPBACK}:{self.port}/"
+        """Of the virtual host ``/``, as its owner."""
+        return f"amqp://{OWNER}:{self.passwords.of(PASSWORD)}@{LOOPBACK}:{self.port}/"
+
+    @property
+    def subscriber_url(self) -> str:
+        """The same for downstream systems."""
+        return f"amqp://{SUBSCRIBER}:{self.passwords.of(SUBSCRIBER_PASSWORD)}@{LOOPBACK}:{self.port}/"
+
+    @property
+    def management_url(self) -> str:
+        """Of RabbitMQ's management API, without a user."""
+        return f"http://{LOOPBACK}:{self.management_port}"
 
     def start(self) -> None:
         """Start it and wait until it answers AMQP."""
@@ -183,11 +196,12 @@ class LocalRabbitMQ(Startable):
 
     def _configure(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if (self.home / "data").exists() and PASSWORD not in self.passwords:
-            raise Unavailable(f"{self.passwords.file} is gone, and with it the way in: make clean.")
+        users = self.home / "definitions.json"
         lines = {
-            "default_user": USER,  # made at the first start, instead of guest
-            "default_pass": self.passwords.of(PASSWORD),
+            "load_definitions": str(users),  # at every start, instead of making guest at the first
+            "management.tcp.ip": LOOPBACK,
+            "management.tcp.port": str(self.management_port),
+            "management.rates_mode": "none",
             "log.file": "false",
             "log.console": "true",
             "log.console.level": "info",
@@ -195,7 +209,9 @@ class LocalRabbitMQ(Startable):
         write_private(
             self.home / "rabbitmq.conf", "".join(f"{key} = {value}\n" for key, value in lines.items())
         )
-        (self.home / "enabled_plugins").write_text("[].\n")
+        passwords = (self.passwords.of(PASSWORD), self.passwords.of(SUBSCRIBER_PASSWORD))
+        write_private(users, json.dumps(definitions(*passwords)))
+        (self.home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         cookie = self.home / ".erlang.cookie"
         if not cookie.exists():
             write_private(cookie, secrets.token_hex(20))

@@ -350,6 +350,8 @@ class System(Startable):
             "FPSO_DATABASE_URL": self.database_url,
             "FPSO_READ_DATABASE_URL": self.options.read_database_url or "",
             "FPSO_AMQP_URL": self.amqp_url,
+            "FPSO_AMQP_MANAGEMENT_URL": self.broker.management_url if self.broker else "",
+            "FPSO_SUBSCRIBER_AMQP_URL": self.broker.subscriber_url if self.broker else "",
             **{_ops_variable(service): service.ops_url for service in self._all_services()},
         }
         lines = [f"{name}={quote(value) if value else ''}\n" for name, value in variables.items()]
