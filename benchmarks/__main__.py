@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from benchmarks import audit, publishing
+from benchmarks import audit, feed, publishing
 from benchmarks.figures import ROUNDS, Figure, figure
 from infra.local import clean
 from infra.local.system import Options, System
@@ -31,6 +31,8 @@ def main() -> None:
         figures = [import_vs_copy(system)]
     with _system({"projector": 0, "query_api": 0}, with_broker=True) as system:
         figures.append(publishing.relay_vs_bare_publish(system))
+    with _system({}, with_broker=True) as system:
+        figures.append(feed.fan_out(system))
     with _system({"projector": 0, "query_api": 0}) as system:
         figures.append(audit.sealing_beside_commands(system))
     with _system({}) as system:
