@@ -1,7 +1,7 @@
 """``python -m projector``: write the read model from the events.
 
-Without an argument it follows them. ``rebuild``, ``undo``, ``replay`` and ``verify`` are for the owner of the
-databases, and end when they are done.
+Without an argument it follows them. ``rebuild``, ``undo``, ``replay``, ``skip`` and ``verify`` are for the
+owner of the databases, and end when they are done.
 """
 
 import asyncio
@@ -205,6 +205,10 @@ def command(name: str, arguments: Sequence[str]) -> int:
         from projector.verify import main as verify
 
         return verify(arguments)
+    if name == "skip":
+        from projector.skip import main as skip
+
+        return skip(arguments)
     from projector.rebuild import main as rebuild
 
     return rebuild([name, *arguments])

@@ -45,13 +45,13 @@ class EquipmentVersions:
     """Code, version, and the time of the event after it."""
     _newest: dict[str, EquipmentVersion] = field(default_factory=dict)
 
-    def add(self, version: EquipmentVersion) -> None:
-        """The next version of a piece of equipment; it ends the one before it."""
+    def add(self, version: EquipmentVersion, ended: int | None) -> None:
+        """The next version of a piece of equipment; it ends the version ``ended``, if there is one."""
         before = self._newest.get(version.code)
         if before is not None:
             before.valid_to = version.valid_from
-        elif version.state.version > 1:
-            self.ended.append((version.code, version.state.version - 1, version.valid_from))
+        elif ended is not None:
+            self.ended.append((version.code, ended, version.valid_from))
         self._newest[version.code] = version
         self.new.append(version)
 

@@ -2,11 +2,13 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import psycopg
+from prometheus_client import Counter
 from psycopg import AsyncConnection
 
 from events.catalogue import DomainEvent, Undecodable, decode
@@ -30,9 +32,16 @@ from projector.equipment import (
     write_equipment_versions,
 )
 from projector.operations import OperationRow, load_operations, write_operations
+from projector.skips import Skip, mark_passed_over, skip_of
 from projector.vessels import VesselRow, load_vessels, write_vessels
 
 log = logging.getLogger(__name__)
+
+SKIPPED = Counter(
+    "fpso_projector_skipped_events_total",
+    "Events passed over because somebody has decided so",
+    ["projection"],
+)
 
 LIVE_SCHEMA = "read_model"
 """Of the read model that queries see."""
@@ -110,26 +119,32 @@ class Projection(ABC):
         Raises `CheckpointMoved`, and `Unprojectable` for the first event that cannot be applied.
         """
         try:
-            async with self._pool.connection() as connection, connection.transaction():
-                await self._lock(connection, batch[0].previous_position)
+            async with self._moving(batch) as connection:
                 await self.write(connection, batch)
-                await connection.execute(
-                    """
-                    UPDATE checkpoints SET position = %s, epoch = %s, occurred_at = %s,
-                        stopped_position = NULL, stopped_type = NULL, stopped_cause = NULL
-                    WHERE name = %s
-                    """,
-                    [batch[-1].position, batch[-1].epoch, batch[-1].occurred_at, self.name],
-                )
-                await connection.execute(
-                    """
-                    SELECT pg_notify(%s, position::text) FROM checkpoints
-                    WHERE name = 'tables' AND current_schema = %s
-                    """,
-                    [READ_MODEL_CHANNEL, LIVE_SCHEMA],
-                )
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             await self._find_refused(batch, error)
+
+    @asynccontextmanager
+    async def _moving(self, batch: Sequence[Event]) -> AsyncIterator[AsyncConnection[Any]]:
+        """The transaction in which the checkpoint moves from before ``batch`` to its end."""
+        async with self._pool.connection() as connection, connection.transaction():
+            await self._lock(connection, batch[0].previous_position)
+            yield connection
+            await connection.execute(
+                """
+                UPDATE checkpoints SET position = %s, epoch = %s, occurred_at = %s,
+                    stopped_position = NULL, stopped_type = NULL, stopped_cause = NULL
+                WHERE name = %s
+                """,
+                [batch[-1].position, batch[-1].epoch, batch[-1].occurred_at, self.name],
+            )
+            await connection.execute(
+                """
+                SELECT pg_notify(%s, position::text) FROM checkpoints
+                WHERE name = 'tables' AND current_schema = %s
+                """,
+                [READ_MODEL_CHANNEL, LIVE_SCHEMA],
+            )
 
     async def _lock(self, connection: AsyncConnection[Any], expected: int) -> None:
         cursor = await connection.execute(
@@ -164,17 +179,60 @@ class Tables(Projection):
 
     name = "tables"
 
+    async def project(self, batch: Sequence[Event]) -> None:
+        """See `Projection`. What cannot be applied is passed over where somebody has decided so."""
+        try:
+            await super().project(batch)
+        except Unprojectable as error:
+            async with self._pool.connection() as connection:
+                skip = await skip_of(connection, error.event)
+            if skip is None:
+                raise
+            refused = error
+        else:
+            return
+        at = batch.index(refused.event)
+        if before := batch[:at]:
+            await self.project(before)
+        await self._pass_over(refused, skip)
+        if after := batch[at + 1 :]:
+            await self.project(after)
+
     async def write(self, connection: AsyncConnection[Any], batch: Sequence[Event]) -> None:
         """See `Projection`."""
         models = [_decoded(event) for event in batch]
         rows = await _load_touched(connection, batch, models)
         for event, model in zip(batch, models, strict=True):
             rows.apply(event, model)
-        since = batch[0].position
-        await write_vessels(connection, _changed(rows.vessels.values(), since))
-        await write_equipment(connection, _changed(rows.equipment.values(), since))
-        await write_equipment_versions(connection, rows.versions)
-        await write_operations(connection, _changed(rows.operations.values(), since))
+        await _write_changed(connection, rows, batch[0].position)
+
+    async def _pass_over(self, refused: Unprojectable, skip: Skip) -> None:
+        event = refused.event
+        async with self._moving([event]) as connection:
+            rows = await _load_stream(connection, event)
+            rows.pass_over(event)
+            await _write_changed(connection, rows, event.position)
+            await mark_passed_over(connection, skip)
+        SKIPPED.labels(self.name).inc()
+        log.warning(
+            "skipped",
+            extra={
+                "projection": self.name,
+                "position": event.position,
+                "type": event.type,
+                "stream": event.stream,
+                "cause": refused.cause,
+                "actor": skip.actor,
+                "reason": skip.reason,
+            },
+        )
+
+
+async def _write_changed(connection: AsyncConnection[Any], rows: "Rows", since: int) -> None:
+    await write_vessels(connection, _changed(rows.vessels.values(), since))
+    await write_equipment(connection, _changed(rows.equipment.values(), since))
+    await write_equipment_versions(connection, rows.versions)
+    await write_operations(connection, _changed(rows.operations.values(), since))
 
 
 def _changed(rows: Any, since: int) -> list[Any]:
@@ -211,6 +269,17 @@ async def _load_touched(
     )
 
 
+async def _load_stream(connection: AsyncConnection[Any], event: Event) -> "Rows":
+    """The one row, if there is one, of the event's stream."""
+    kind, code = _stream_of(event)
+    vessels, equipment = ({code} if kind == each else set() for each in ("vessel", "equipment"))
+    return Rows(
+        await load_vessels(connection, vessels, ()),
+        await load_equipment(connection, equipment),
+        operations={},
+    )
+
+
 def _stream_of(event: Event) -> tuple[str, str]:
     kind, _, code = event.stream.partition("/")
     return kind, code
@@ -239,6 +308,18 @@ class Rows:
             # Whatever the fold says about it, it is this event that cannot be folded.
             raise Unprojectable(event, f"{type(error).__name__}: {error}".strip(": ")) from error
 
+    def pass_over(self, event: Event) -> None:
+        """Leave the state as it is. The version moves on, so that later events of the stream still follow."""
+        kind, code = _stream_of(event)
+        if kind == "vessel" and (vessel := self.vessels.get(code)):
+            vessel.state, vessel.position = replace(vessel.state, version=event.version), event.position
+        elif kind == "equipment" and (piece := self.equipment.get(code)):
+            before, piece.state = piece.state, replace(piece.state, version=event.version)
+            piece.position = event.position
+            self.versions.add(
+                EquipmentVersion(code, piece.state, event.position, event.occurred_at, None), before.version
+            )
+
     def _apply_to_vessel(self, code: str, event: Event, model: VesselEvent) -> None:
         row = self.vessels.get(code)
         _check_version(event, row.state.version if row else 0)
@@ -266,7 +347,10 @@ class Rows:
             after = replace(after, operations={})
         self._count(event, (before.vessel_code, before.status) if before else None, after)
         left = before.vessel_code if before and before.vessel_code != after.vessel_code else None
-        self.versions.add(EquipmentVersion(code, after, event.position, event.occurred_at, left))
+        self.versions.add(
+            EquipmentVersion(code, after, event.position, event.occurred_at, left),
+            before.version if before else None,
+        )
         if row is None:
             self.equipment[code] = EquipmentRow(code, after, event.position, is_new=True)
         else:

@@ -18,22 +18,21 @@ from datetime import datetime
 from typing import Any, Self
 
 import psycopg
-import uvloop
-from psycopg import AsyncConnection
-from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Composed, Identifier
 from rich.console import Console
 
 from events.values import time_of, time_text
 from infra.broker import first_of
-from infra.database import CONNECT_TIMEOUT, KEEPALIVE, READ_MODEL_CHANNEL
-from infra.event_store.reader import Head, Reader, UnreadableEvent, reading_pool
+from infra.database import READ_MODEL_CHANNEL
+from infra.event_store.reader import Head, Reader, reading_pool
 from infra.migrations import migrate_copy
 from infra.settings import Settings, load
 from projector.comparison import Differences, Side, differences_between
-from projector.copies import PROJECTIONS, Copy, StoreEnds
+from projector.copies import PROJECTIONS, Copy
+from projector.owner import UNTOUCHED, Connection, Refused, check_migrated, connected, one, run
 from projector.progress import Display
-from projector.projection import LIVE_SCHEMA, Checkpoint, CheckpointMoved, Unprojectable
+from projector.projection import LIVE_SCHEMA, Checkpoint
+from projector.skips import Skip, all_skips, take_over
 from projector.subscription import BATCH_EVENTS, Epochs, RewindNeeded
 
 NEXT_SCHEMA = "read_model_next"
@@ -57,40 +56,13 @@ SWAP_SESSION = {
     "idle_in_transaction_session_timeout": "5s",
     "transaction_timeout": "10s",
 }
-SESSION = "-c timezone=UTC -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
-
-Connection = AsyncConnection[DictRow]
-UNTOUCHED = "The live read model is untouched."
 IN_DOUBT = (
     "The database was lost during the swap: all of it has happened, or nothing. A rebuild may be repeated."
 )
 
 
-class Refused(Exception):
-    """What was asked for is not done; the message says why."""
-
-
-@asynccontextmanager
-async def _connected(url: str, options: str = SESSION) -> AsyncIterator[Connection]:
-    async with await AsyncConnection[DictRow].connect(
-        url,
-        autocommit=True,
-        row_factory=dict_row,
-        connect_timeout=CONNECT_TIMEOUT,
-        application_name="fpso rebuild",
-        options=options,
-        **KEEPALIVE,
-    ) as connection:
-        yield connection
-
-
-async def _one(connection: Connection, statement: Any, parameters: Sequence[Any] = ()) -> DictRow | None:
-    cursor = await connection.execute(statement, parameters)
-    return await cursor.fetchone()
-
-
 async def _schema_exists(connection: Connection, schema: str) -> bool:
-    found = await _one(connection, "SELECT 1 AS found FROM pg_namespace WHERE nspname = %s", [schema])
+    found = await one(connection, "SELECT 1 AS found FROM pg_namespace WHERE nspname = %s", [schema])
     return found is not None
 
 
@@ -130,12 +102,11 @@ class Workshop:
     async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
         """Take the lock. Raises `Refused` where another holds it, or there is nothing to be replaced."""
         async with (
-            _connected(settings.read_model_url) as connection,
+            connected(settings.read_model_url, "fpso rebuild") as connection,
             reading_pool(settings.database_url, 3, "fpso rebuild") as store,
         ):
             await _take_lock(connection)
-            if await _one(connection, "SELECT to_regclass('read_model.rebuild') AS it") == {"it": None}:
-                raise Refused("There is no read model, or it is not up to date: `fpso migrate` comes first.")
+            await check_migrated(connection)
             reader = Reader(store)
             workshop = cls(settings.read_model_url, connection, reader, Display(), Epochs(reader))
             await workshop.epochs.refresh()
@@ -145,6 +116,7 @@ class Workshop:
     async def building(self, schema: str) -> AsyncIterator[Copy]:
         """The copy in ``schema``, made or brought up to date, watched for as long as the context lasts."""
         await asyncio.to_thread(migrate_copy, self.url, schema)
+        await take_over(self.connection, schema)
         try:
             async with Copy.of(self.url, schema, self.reader) as copy, asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch(copy))
@@ -178,6 +150,11 @@ class Workshop:
             checkpoints = await _checkpoints(self.connection)
         return self._valid(checkpoints)
 
+    async def skips(self, copy: Copy) -> list[Skip]:
+        """The decisions to pass over events, and what ``copy`` has made of them."""
+        async with self._busy:
+            return await all_skips(self.connection, copy.schema)
+
     def _valid(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, int]:
         return {name: 0 if self.void(at) else at.position for name, at in checkpoints.items()}
 
@@ -193,7 +170,11 @@ class Workshop:
 
     async def compare(self, copy: Copy) -> Differences:
         """``copy``, which is not ahead, with the live one, at the live one's checkpoints of one moment."""
-        async with _connected(self.url) as live, _connected(self.url) as anew, live.transaction():
+        async with (
+            connected(self.url, "fpso rebuild") as live,
+            connected(self.url, "fpso rebuild") as anew,
+            live.transaction(),
+        ):
             await live.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             checkpoints = await _checkpoints(live)
             if causes := {cause for checkpoint in checkpoints.values() if (cause := self.void(checkpoint))}:
@@ -296,6 +277,7 @@ class Workshop:
                 for old, new in renames
             ),
         ]
+        await take_over(self.connection, copy.schema)
         for statement in statements:
             await self.connection.execute(statement)
         await self.connection.execute(
@@ -312,10 +294,10 @@ class Workshop:
 
 
 async def _take_lock(connection: Connection) -> None:
-    row = await _one(connection, "SELECT pg_try_advisory_lock(%s) AS taken", [REBUILD_LOCK_KEY])
+    row = await one(connection, "SELECT pg_try_advisory_lock(%s) AS taken", [REBUILD_LOCK_KEY])
     if row == {"taken": True}:
         return
-    holder = await _one(
+    holder = await one(
         connection,
         """
         SELECT pid, application_name, client_addr, to_char(backend_start, 'YYYY-MM-DD HH24:MI:SS TZ') AS since
@@ -361,6 +343,7 @@ async def rebuild(settings: Settings, console: Console, *, accept_differences: b
                 differences = await workshop.compare(copy)
                 if differences.total and not accept_differences:
                     left_over = None
+                await _tell_skips(console, workshop, copy)
                 _tell_differences(console, differences, accept_differences)
                 workshop.display.enter("catching up")
                 await workshop.swap(
@@ -396,6 +379,15 @@ def _tell_differences(console: Console, differences: Differences, accepted: bool
     console.print(f"{differences.total:,} differences accepted.")
 
 
+async def _tell_skips(console: Console, workshop: Workshop, copy: Copy) -> None:
+    """Which events the copy leaves out, and which it does not leave out any more."""
+    for skip in await workshop.skips(copy):
+        if skip.passed_over_at:
+            console.print(f"Passed over: {skip}", markup=False)
+        elif skip.position <= copy.position:
+            console.print(f"Not passed over any more: {skip}", markup=False)
+
+
 async def undo(settings: Settings, console: Console) -> None:
     """Bring the read model that was live before the last swap up to date and back."""
     async with Workshop.opened(settings) as workshop:
@@ -406,6 +398,7 @@ async def undo(settings: Settings, console: Console) -> None:
                 for checkpoint in copy.checkpoints.values():
                     if cause := workshop.void(checkpoint):
                         raise Refused(f"The previous read model cannot be brought back: {cause}.")
+                await _tell_skips(console, workshop, copy)
                 workshop.display.enter("catching up")
                 await workshop.swap(
                     copy,
@@ -434,9 +427,10 @@ async def replay(
     if schema in RESERVED_SCHEMAS or schema.startswith("pg_"):
         raise Refused(f"The schema {schema} has a purpose already: choose another name.")
     async with (
-        _connected(settings.read_model_url) as connection,
+        connected(settings.read_model_url, "fpso replay") as connection,
         reading_pool(settings.database_url, 3, "fpso replay") as store,
     ):
+        await check_migrated(connection)
         reader = Reader(store)
         head = await reader.complete_head()
         to = await _position_of(reader, head, until, position)
@@ -486,6 +480,7 @@ async def _position_of(reader: Reader, head: Head, until: datetime | None, posit
 
 async def _fill(settings: Settings, connection: Connection, reader: Reader, schema: str, to: int) -> None:
     await asyncio.to_thread(migrate_copy, settings.read_model_url, schema)
+    await take_over(connection, schema)
     display = Display()
     async with Copy.of(settings.read_model_url, schema, reader) as copy:
         with display.shown():
@@ -560,53 +555,7 @@ def main(arguments: Sequence[str]) -> int:
             work = undo(settings, console)
         case _:
             work = replay(settings, console, chosen.into, chosen.until, chosen.position)
-    try:
-        return uvloop.run(_exit_code_of(work))
-    except KeyboardInterrupt:
-        return 130
-
-
-async def _exit_code_of(work: Coroutine[Any, Any, None]) -> int:
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        await work
-    except asyncio.CancelledError:
-        errors.print(f"Interrupted. {UNTOUCHED}")
-        raise
-    except Exception as error:  # the edge of the process: what can be expected is told in words
-        text = _words_for(error)
-        if text is None:
-            raise
-        errors.print(text, markup=False)
-        return 3 if isinstance(error, psycopg.OperationalError) else 1
-    return 0
-
-
-def _words_for(error: BaseException) -> str | None:
-    """What is said of an error that can be expected."""
-    match error:
-        case Refused():
-            return str(error)
-        case Unprojectable():
-            event = error.event
-            return (
-                f"The event {event.id} at position {event.position} ({event.type}) cannot be projected: "
-                f"{error.cause}. {UNTOUCHED}"
-            )
-        case UnreadableEvent():
-            return (
-                f"What is stored at position {error.position} ({error.type}) cannot be read: {error.cause}. "
-                f"{UNTOUCHED}"
-            )
-        case StoreEnds():
-            return f"{error}. Is it the store of this read model? {UNTOUCHED}"
-        case CheckpointMoved():
-            return f"Somebody else writes the copy. {UNTOUCHED}"
-        case psycopg.errors.InsufficientPrivilege():
-            return f"{error}\nRun it with the owner's FPSO_DATABASE_URL. {UNTOUCHED}"
-        case psycopg.OperationalError():
-            return f"The database cannot be reached, or not any more: {str(error).strip()}. {UNTOUCHED}"
-    return None
+    return run(work)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ BATCH_SIZE = Histogram(
 BATCH_SECONDS = Histogram("fpso_projector_batch_seconds", "Duration of one transaction", ["projection"])
 POSITION = Gauge("fpso_projector_position", "The projection's checkpoint", ["projection"])
 STOPPED = Gauge("fpso_projector_stopped", "1 while the projection has stopped at an event", ["projection"])
+STOPPED_AT = Gauge(
+    "fpso_projector_stopped_at",
+    "The position of the event at which the projection has stopped; none while it has not",
+    ["projection", "type", "cause"],
+)
+CAUSE_CHARACTERS = 200  # of the label; the log has all of them
 
 
 class ChainBroken(Exception):
@@ -322,7 +328,7 @@ class Subscription:
         self.error = None
         if self.stop is not None and self.checkpoint >= self.stop.position:
             log.info("going on", extra={"projection": self.name, "position": self.stop.position})
-            self.stop = None
+            self._set_stop(None)
         PROJECTED.labels(self.name).inc(len(batch))
         BATCH_SIZE.labels(self.name).observe(len(batch))
         BATCH_SECONDS.labels(self.name).observe(time.perf_counter() - started)
@@ -352,11 +358,17 @@ class Subscription:
                     "cause": stop.cause,
                 },
             )
-        self.stop = stop
+        self._set_stop(stop)
         self.caught_up.clear()
         STOPPED.labels(self.name).set(1)
         await self.projection.stop(stop, self.checkpoint)
         self._on_progress()
+
+    def _set_stop(self, stop: Stop | None) -> None:
+        self.stop = stop
+        STOPPED_AT.remove_by_labels({"projection": self.name})
+        if stop is not None:
+            STOPPED_AT.labels(self.name, stop.type, stop.cause[:CAUSE_CHARACTERS]).set(stop.position)
 
     async def _until_mended(
         self, error: Unprojectable | UnreadableEvent | ChainBroken | RewindNeeded
@@ -369,7 +381,7 @@ class Subscription:
             if not isinstance(error, ChainBroken) or await self._store_leads_to(error.event):
                 self._is_due = True
                 if self.stop is not None and self.checkpoint >= self.stop.position:
-                    self.stop = None  # another process has passed it
+                    self._set_stop(None)  # another process has passed it
                 return
 
     async def _store_leads_to(self, event: Event) -> bool:

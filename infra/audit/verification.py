@@ -8,7 +8,7 @@ from infra.audit.checkpoint import Checkpoint, SignedCheckpoint
 from infra.audit.note import NoteInvalid, Verifier, opened
 from infra.audit.tree import EMPTY_ROOT, TILE_HEIGHT, Tile, node_hash
 
-Kind = Literal["event", "leaf", "checkpoint", "tile", "row", "snapshot"]
+Kind = Literal["event", "leaf", "checkpoint", "tile", "row", "skip", "snapshot"]
 
 SHOWN = 20
 """As many findings of each kind are described; all are counted."""
@@ -20,7 +20,7 @@ class Finding:
 
     kind: Kind
     name: str
-    """``{stream}/{version}`` of an event, table and code of a row, the tree size of a checkpoint."""
+    """``{stream}/{version}`` of an event or a skip, table and code of a row, the tree size of a checkpoint."""
     detail: str
 
 

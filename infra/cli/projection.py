@@ -50,6 +50,20 @@ def undo() -> None:
     become("projector", {**os.environ, **settings()}, "undo")
 
 
+@projection.command()
+@click.argument("position", type=int)
+@click.option("--reason", required=True, help="Why it may be passed over; recorded, and named ever after.")
+@click.option("--actor", help="Who decides it; by default the database's user.")
+def skip(position: int, reason: str, actor: str | None) -> None:
+    """Pass over the event at which the projection has stopped.
+
+    The last resort: the read model has a hole then, which `fpso audit verify` names. Refused unless the
+    projection has stopped at POSITION. Needs the owner's FPSO_DATABASE_URL.
+    """
+    arguments = ["--reason", reason, *(["--actor", actor] if actor else [])]
+    become("projector", {**os.environ, **settings()}, "skip", str(position), *arguments)
+
+
 def _print_projection(found: Mapping[str, Any]) -> None:
     console = new_console()
     colour = {"following": "green", "catching-up": "yellow"}.get(found["state"], "red")

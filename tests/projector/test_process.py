@@ -4,11 +4,13 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from io import StringIO
 
 import aio_pika
 import psycopg
 import pytest
 from aio_pika.abc import AbstractConnection
+from rich.console import Console
 
 from events.cloudevents import headers_of
 from events.equipment import EquipmentDeactivated
@@ -25,6 +27,8 @@ from infra.broker import (
     declare_topology,
 )
 from infra.event_store.reader import Reader, reading_pool
+from infra.settings import Settings
+from projector.skip import skip
 from tests.broker.proxy import proxy_before
 from tests.projector.processes import Process, running, until
 from tests.projector.store import Store, as_role
@@ -300,12 +304,13 @@ async def test_poison_stops_the_tables_and_not_the_log(
         await until(lambda: _has_no_consumer(connection), "its consumer is cancelled")
         following = store.register_equipment("B")
         await until(lambda: checkpoints(store)["event_log"] == following, "the log follows the store")
-        # The mending.
-        store.query("INSERT INTO read_model.equipment VALUES ('NEW', 'VAL', 'n', 'l', '{}', 'active', 0, 0)")
-        store.query("UPDATE read_model.vessels SET active = 1")
+        owner = Settings(database_url=store.database)
+        await skip(owner, Console(file=StringIO()), poison, "a trial run", actor=None)
         await until(is_projected(store, following), "it goes on by itself")
         await until(lambda: is_consuming(process), "it consumes again")
         await until(process.is_ready, "it is ready again")
+        assert await process.metric('fpso_projector_stopped{projection="tables"}') == 0
+        assert await process.metric('fpso_projector_skipped_events_total{projection="tables"}') == 1
 
 
 async def _stands(process: Process, position: int) -> bool:

@@ -18,8 +18,9 @@ from events.values import time_text
 from infra.event_store.reader import Reader, reading_pool
 from infra.settings import Settings
 from projector.event_log import EventLog
+from projector.owner import Refused
 from projector.projection import Tables, Unprojectable, writing_pool
-from projector.rebuild import Refused, rebuild, replay, undo
+from projector.rebuild import rebuild, replay, undo
 from projector.subscription import Subscription
 from tests.projector.conftest import ReadModel
 from tests.projector.processes import running, until
