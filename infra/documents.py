@@ -25,7 +25,8 @@ DIFFERENCE_LINES = 40
 
 ADVICE = """\
 A released event is for ever: a new optional member keeps the version, anything else is a new type .vN with an
-upcaster from the old one (events/catalogue.py). What is released lies in events/released/."""
+upcaster from the old one (events/catalogue.py). What is released lies in events/released/; only what was
+never deployed may be taken back there."""
 
 Schemas = Mapping[str, Mapping[str, Any]]
 
@@ -73,10 +74,10 @@ def current_schemas() -> Schemas:
 def breakages(released: Schemas, now: Schemas) -> Iterator[str]:
     """What was released and is not so any more."""
     for type_, schema in released.items():
-        for change in breaking_changes(schema, now.get(type_, schema)):
-            yield f"{type_} {change}"
-        # Also what no schema says: a stricter validator, a type that has neither a model nor an upcaster.
-        for example in schema["examples"]:
+        changes = list(breaking_changes(schema, now.get(type_, schema)))
+        yield from (f"{type_} {change}" for change in changes)
+        # What no schema says: a stricter validator, a type that has neither a model nor an upcaster.
+        for example in schema["examples"] if not changes else ():
             try:
                 decode(type_, example)
             except Undecodable as error:
