@@ -21,7 +21,7 @@ STRUCTURED = "application/cloudevents+json"
 """Media type of the JSON event format: attributes and data in one object."""
 
 _BINDING = {"bindingVersion": "0.3.0"}  # of both the AMQP and the HTTP bindings
-_STREAMS = {"vessel": "vessel/ODIN", "equipment": "equipment/71-PA-7301A"}
+_CODES = {"vessel": "ODIN", "equipment": "71-PA-7301A"}  # of what the examples happened to
 
 _DESCRIPTION = (
     "What happened to a fleet's vessels and their equipment, as CloudEvents 1.0, seen by those who "
@@ -63,10 +63,7 @@ def document(version: str, schemas: Mapping[str, Schema]) -> dict[str, Any]:
                 },
             },
             "securitySchemes": {
-                "amqp": {
-                    "type": "userPassword",
-                    "description": "The user `subscriber`.",
-                }
+                "amqp": {"type": "userPassword", "description": "The user `subscriber`."},
             },
         },
     }
@@ -225,10 +222,11 @@ def _constants(type_: str) -> dict[str, Any]:
 
 
 def _examples(type_: str, schema: Schema) -> list[Event]:
+    kind = type_.split(".")[1]
     return [
         Event(
-            stream=_STREAMS[type_.split(".")[1]],
-            version=3,
+            stream=f"{kind}/{data.get('code', _CODES[kind])}",
+            version=1 if "code" in data else 3,  # a registration is the first of its stream
             position=42,
             previous_position=41,
             previous_of_type=17,
