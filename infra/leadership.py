@@ -2,15 +2,17 @@
 
 The lock belongs to a session of its own. A leader that is killed loses it at once; one that is stopped loses
 it when `idle_session_timeout` ends its session, because it no longer pings. Whoever leads next raises the
-term, so that nothing a former leader still does can move a checkpoint.
+term, so that nothing a former leader still does can move a checkpoint. Who keeps its checkpoints elsewhere,
+and moves them by compare-and-set, needs the lock alone: `holding`.
 """
 
 import asyncio
 import logging
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection
@@ -33,17 +35,47 @@ class LeadershipLost(Exception):
     """Another process leads, or the session that holds the lock is gone."""
 
 
+class Session:
+    """The session that holds the lock, for as long as it lives."""
+
+    def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
+        self._connection = connection
+        self._pinged_at = time.monotonic()
+
+    async def hold(self) -> None:
+        """Keep the session alive; raises `LeadershipLost` when it is gone. Never returns."""
+        while True:
+            started_at = time.monotonic()
+            await self.fetch("SELECT 1", [])
+            self._pinged_at = started_at
+            await asyncio.sleep(PING_INTERVAL)
+
+    def check(self) -> None:
+        """Raises `LeadershipLost` where this process was stopped for so long that another one may lead."""
+        if time.monotonic() - self._pinged_at > IDLE_SESSION_TIMEOUT:
+            raise LeadershipLost("the session was not kept alive")
+
+    async def fetch(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+        """The rows of a statement in this session. Raises `LeadershipLost` where there are none to be had."""
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                cursor = await self._connection.execute(query, parameters)
+                return await cursor.fetchall()
+        except (psycopg.Error, TimeoutError) as error:
+            raise LeadershipLost(f"the session is gone: {error}".strip()) from error
+
+
 class Leadership:
     """The lead over some checkpoints, for as long as the session lives that holds the lock."""
 
-    def __init__(self, connection: AsyncConnection[TupleRow], names: Sequence[str], term: int) -> None:
-        self._connection = connection
+    def __init__(self, session: Session, names: Sequence[str], term: int) -> None:
+        self._session = session
         self._names = list(names)
         self.term = term
 
     async def checkpoints(self) -> Mapping[str, int]:
         """The position of each checkpoint. Raises `LeadershipLost`."""
-        rows = await self._fetch(
+        rows = await self._session.fetch(
             "SELECT name, position FROM event_store.leaders WHERE name = ANY(%s) AND term = %s",
             [self._names, self.term],
         )
@@ -53,7 +85,7 @@ class Leadership:
 
     async def move(self, position: int, *names: str) -> None:
         """Move the checkpoints ``names`` to ``position``. Raises `LeadershipLost`."""
-        rows = await self._fetch(
+        rows = await self._session.fetch(
             """
             UPDATE event_store.leaders SET position = %s WHERE name = ANY(%s) AND term = %s RETURNING name
             """,
@@ -64,17 +96,7 @@ class Leadership:
 
     async def hold(self) -> None:
         """Keep the session alive; raises `LeadershipLost` when it is gone. Never returns."""
-        while True:
-            await self._fetch("SELECT 1", [])
-            await asyncio.sleep(PING_INTERVAL)
-
-    async def _fetch(self, query: str, parameters: Sequence[object]) -> list[TupleRow]:
-        try:
-            async with asyncio.timeout(PING_TIMEOUT):
-                cursor = await self._connection.execute(query, parameters)
-                return await cursor.fetchall()
-        except (psycopg.Error, TimeoutError) as error:
-            raise LeadershipLost(f"the session is gone: {error}".strip()) from error
+        await self._session.hold()
 
 
 @asynccontextmanager
@@ -83,8 +105,20 @@ async def leading(
 ) -> AsyncIterator[Leadership]:
     """Wait until this process leads over the checkpoints ``names``, the first of which names the lock.
 
-    ``standing_by`` is called every second while another process leads. The lock is given back at the end.
-    Raises `LeadershipLost` where the database cannot be reached.
+    Otherwise as `holding`.
+    """
+    async with holding(url, names[0], application, standing_by) as session:
+        yield Leadership(session, names, await _next_term(session, names))
+
+
+@asynccontextmanager
+async def holding(
+    url: str, name: str, application: str, standing_by: Callable[[], None]
+) -> AsyncIterator[Session]:
+    """Wait until a session of this process holds the lock ``name``, which is given back at the end.
+
+    ``standing_by`` is called every second while another process holds it. Raises `LeadershipLost` where the
+    database cannot be reached.
     """
     try:
         connection = await AsyncConnection.connect(
@@ -97,8 +131,8 @@ async def leading(
     except psycopg.Error as error:
         raise LeadershipLost(f"no session: {error}".strip()) from error
     try:
-        await _acquire(connection, names[0], standing_by)
-        yield Leadership(connection, names, await _next_term(connection, names))
+        await _acquire(connection, name, standing_by)
+        yield Session(connection)
     finally:
         await connection.close()  # and the lock with it
 
@@ -144,19 +178,15 @@ async def _acquire(connection: AsyncConnection[TupleRow], name: str, standing_by
         raise LeadershipLost(f"the session is gone: {error}".strip()) from error
 
 
-async def _next_term(connection: AsyncConnection[TupleRow], names: Sequence[str]) -> int:
-    try:
-        cursor = await connection.execute(
-            """
-            UPDATE event_store.leaders
-            SET term = (SELECT max(term) + 1 FROM event_store.leaders WHERE name = ANY(%(names)s))
-            WHERE name = ANY(%(names)s) RETURNING term
-            """,
-            {"names": list(names)},
-        )
-        rows = await cursor.fetchall()
-    except psycopg.Error as error:
-        raise LeadershipLost(f"the session is gone: {error}".strip()) from error
+async def _next_term(session: Session, names: Sequence[str]) -> int:
+    rows = await session.fetch(
+        """
+        UPDATE event_store.leaders
+        SET term = (SELECT max(term) + 1 FROM event_store.leaders WHERE name = ANY(%s))
+        WHERE name = ANY(%s) RETURNING term
+        """,
+        [list(names), list(names)],
+    )
     if len(rows) != len(names):
         raise LeadershipLost(f"no checkpoints {', '.join(names)}: is the database migrated?")
     return int(rows[0][0])
