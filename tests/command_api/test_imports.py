@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from command_api.rows import decoded_lines
+from infra.event_store.recorder import INSERT_SLICE
 from infra.problems import InvalidRequest
 from tests.command_api.conftest import problem
 
@@ -289,7 +290,7 @@ async def test_an_unknown_or_decommissioned_vessel_takes_no_import(api: httpx.As
 async def test_an_import_is_one_atomic_append_that_arrives_in_pieces(
     api: httpx.AsyncClient, database: str
 ) -> None:
-    rows = 12_000
+    rows = INSERT_SLICE + 500  # more than one statement takes
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b"code,name,location\n"

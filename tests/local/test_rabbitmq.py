@@ -13,31 +13,36 @@ from pamqp.common import FieldValue
 from infra.local.rabbitmq import LocalRabbitMQ, server_program
 from tests.local.conftest import eventually, running_in
 
-pytestmark = pytest.mark.skipif(server_program() is None, reason="this machine has no RabbitMQ")
+pytestmark = [
+    pytest.mark.skipif(server_program() is None, reason="this machine has no RabbitMQ"),
+    pytest.mark.xdist_group("broker"),
+]
 
 QUORUM: dict[str, FieldValue] = {"x-queue-type": "quorum"}
 NAMES_ARE_WRITTEN_SECONDS = 1.5  # RabbitMQ does it after half a second, and says so to nobody
 STREAM: dict[str, FieldValue] = {"x-queue-type": "stream"}
 
 
-@pytest.fixture
-def broker(directory: Path) -> Iterator[LocalRabbitMQ]:
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRabbitMQ]:
+    """One broker for all, for a start takes seconds; each test has queues of its own."""
+    directory = tmp_path_factory.mktemp("broker")
     with LocalRabbitMQ(directory) as broker:
         yield broker
     assert eventually(lambda: not running_in(directory)), running_in(directory)  # epmd included
 
 
-async def declared(channel: AbstractChannel) -> None:
-    await channel.declare_queue("stream", durable=True, arguments=STREAM)
-    await channel.declare_queue("quorum", durable=True, arguments=QUORUM)
+async def declared(channel: AbstractChannel, mark: str) -> None:
+    await channel.declare_queue(f"stream-{mark}", durable=True, arguments=STREAM)
+    await channel.declare_queue(f"quorum-{mark}", durable=True, arguments=QUORUM)
     message = aio_pika.Message(b"kept", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-    await channel.default_exchange.publish(message, "quorum")
-    await channel.default_exchange.publish(message, "stream")
+    await channel.default_exchange.publish(message, f"quorum-{mark}")
+    await channel.default_exchange.publish(message, f"stream-{mark}")
 
 
 async def test_what_was_confirmed_survives_a_kill(broker: LocalRabbitMQ) -> None:
     async with await aio_pika.connect(broker.url) as connection:
-        await declared(await connection.channel())
+        await declared(await connection.channel(), "kept")
     await asyncio.sleep(NAMES_ARE_WRITTEN_SECONDS)
 
     broker.kill()
@@ -45,7 +50,7 @@ async def test_what_was_confirmed_survives_a_kill(broker: LocalRabbitMQ) -> None
 
     async with await aio_pika.connect(broker.url) as connection:
         channel = await connection.channel()
-        queue = await channel.get_queue("quorum")
+        queue = await channel.get_queue("quorum-kept")
         kept = await queue.get(timeout=10)
         assert kept is not None
         assert kept.body == b"kept"
@@ -56,7 +61,7 @@ async def test_queues_that_no_broker_can_save_do_not_keep_it_from_being_used_aga
     broker: LocalRabbitMQ,
 ) -> None:
     async with await aio_pika.connect(broker.url) as connection:
-        await declared(await connection.channel())
+        await declared(await connection.channel(), "lost")
 
     broker.kill()  # before RabbitMQ has written where the queues are
     broker.start()
@@ -64,8 +69,8 @@ async def test_queues_that_no_broker_can_save_do_not_keep_it_from_being_used_aga
 
     async with await aio_pika.connect(broker.url) as connection, asyncio.timeout(20):
         channel = await connection.channel()
-        await declared(channel)
-        assert (await (await channel.get_queue("quorum")).get(timeout=10)) is not None
+        await declared(channel, "lost")
+        assert (await (await channel.get_queue("quorum-lost")).get(timeout=10)) is not None
 
 
 async def test_it_listens_on_loopback_only_and_knows_no_guest(broker: LocalRabbitMQ) -> None:
