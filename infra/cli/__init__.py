@@ -15,6 +15,7 @@ from infra.cli.imports import import_file
 from infra.cli.projection import projection
 from infra.cli.system import become, settings
 from infra.cli.tail import tail
+from infra.cli.webhooks import webhooks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,5 +39,5 @@ def migrate() -> None:
     become("infra.migrations", {**os.environ, **settings()})
 
 
-for command in (import_file, history, replay, tail, projection, audit):
+for command in (import_file, history, replay, tail, projection, audit, webhooks):
     main.add_command(command)

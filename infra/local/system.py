@@ -68,6 +68,7 @@ KINDS = (
     Kind("query_api", "query_api", "fpso_query", serves_http=True),
     Kind("relay", "command_api.relay", "fpso_relay", uses_broker=True, seals=True),
     Kind("projector", "projector", "fpso_projector", uses_broker=True),
+    Kind("delivery", "command_api.delivery", "fpso_delivery"),
 )
 
 
@@ -352,6 +353,7 @@ class System(Startable):
             "FPSO_AMQP_URL": self.amqp_url,
             "FPSO_AMQP_MANAGEMENT_URL": self.broker.management_url if self.broker else "",
             "FPSO_SUBSCRIBER_AMQP_URL": self.broker.subscriber_url if self.broker else "",
+            "FPSO_WEBHOOK_ALLOWED_NETWORKS": self._environment().get("FPSO_WEBHOOK_ALLOWED_NETWORKS", ""),
             **{_ops_variable(service): service.ops_url for service in self._all_services()},
         }
         lines = [f"{name}={quote(value) if value else ''}\n" for name, value in variables.items()]

@@ -15,7 +15,7 @@ from psycopg import sql
 
 log = logging.getLogger(__name__)
 
-ROLES = ("fpso_command", "fpso_relay", "fpso_projector", "fpso_query")
+ROLES = ("fpso_command", "fpso_relay", "fpso_projector", "fpso_query", "fpso_delivery")
 """Each service's own role; what it may do is granted by the migrations."""
 
 # Roles belong to the whole server, so whoever migrates any database of it takes the same lock.

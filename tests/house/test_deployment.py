@@ -11,7 +11,7 @@ from infra.local.traefik import Backend
 from infra.traefik.routes import routes
 
 CHECKOUT = Path(__file__).parents[2]
-OURS = ("command_api", "gateway_discovery", "migrate", "projector", "query_api", "relay")
+OURS = ("command_api", "delivery", "gateway_discovery", "migrate", "projector", "query_api", "relay")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,11 @@ def test_nobody_gets_the_engines_socket(services: dict[str, Any]) -> None:
 def test_commands_and_queries_cannot_reach_the_broker(services: dict[str, Any]) -> None:
     reach = {name for name, service in services.items() if "broker" in service.get("networks", ())}
     assert reach == {"rabbitmq", "relay", "projector"}
+
+
+def test_whoever_speaks_to_strangers_reaches_nothing_but_the_database(services: dict[str, Any]) -> None:
+    assert services["delivery"]["networks"] == ["database", "webhooks"]
+    assert [name for name, one in services.items() if "webhooks" in one.get("networks", ())] == ["delivery"]
 
 
 def test_nobody_but_the_relay_gets_the_private_keys(services: dict[str, Any]) -> None:

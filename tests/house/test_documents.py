@@ -12,13 +12,20 @@ from pydantic_settings import BaseSettings
 
 from command_api.app import CommandSettings
 from command_api.relay import RelaySettings
+from command_api.webhooks.settings import DeliverySettings
 from projector.__main__ import ProjectorSettings
 from query_api.app import QuerySettings
 
 CHECKOUT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")])
 REQUIREMENTS = sorted(CHECKOUT.glob("requirements*.txt"))
-SETTINGS: tuple[type[BaseSettings], ...] = (QuerySettings, CommandSettings, RelaySettings, ProjectorSettings)
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    QuerySettings,
+    CommandSettings,
+    RelaySettings,
+    ProjectorSettings,
+    DeliverySettings,
+)
 
 
 def project() -> dict[str, Any]:
