@@ -134,6 +134,8 @@ class Workshop:
             head = await self.reader.head()
             self.display.observe(copy.position, head.position)
             async with self._busy:
+                if self.has_swapped:
+                    return  # it would be told of the new live one
                 await self.connection.execute(
                     """
                     INSERT INTO read_model.rebuild (position, target, seconds_left) VALUES (%s, %s, %s)
@@ -200,9 +202,9 @@ class Workshop:
             # Whether it was committed must be known: an interruption waits for it.
             attempt = asyncio.ensure_future(self._swap_once(copy, renames, dropped))
             try:
-                self.has_swapped = await asyncio.shield(attempt)
+                await asyncio.shield(attempt)
             except asyncio.CancelledError:
-                self.has_swapped = await attempt
+                await attempt
                 if not self.has_swapped:
                     raise
             if self.has_swapped:
@@ -219,9 +221,10 @@ class Workshop:
         live = await self.live()
         await copy.advance({name: max(head.position, live[name]) for name in PROJECTIONS})
 
-    async def _swap_once(self, copy: Copy, renames: Sequence[tuple[str, str]], dropped: str | None) -> bool:
-        """One attempt; False where a query was in the way, or too much has happened meanwhile."""
+    async def _swap_once(self, copy: Copy, renames: Sequence[tuple[str, str]], dropped: str | None) -> None:
+        """One attempt, in vain where a query was in the way, or too much has happened meanwhile."""
         async with self._busy:
+            is_finished = False
             try:
                 async with self.connection.transaction() as transaction:
                     await self._begin_swap(dropped)
@@ -229,14 +232,14 @@ class Workshop:
                     if not await copy.advance_a_little(live):
                         raise psycopg.Rollback(transaction)
                     await self._finish_swap(copy, renames)
-                    return True
+                    is_finished = True
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-                return False
+                return
             except psycopg.OperationalError as error:
                 if self.connection.closed:
                     raise Refused(IN_DOUBT) from error
                 raise
-        return False
+            self.has_swapped = is_finished
 
     async def _begin_swap(self, dropped: str | None) -> None:
         """From here on nobody writes the live one, and no query begins."""

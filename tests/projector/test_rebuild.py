@@ -17,6 +17,7 @@ from events.equipment import EquipmentActivated, EquipmentDeactivated
 from events.values import time_text
 from infra.event_store.reader import Reader, reading_pool
 from infra.settings import Settings
+from projector import rebuild as rebuild_module
 from projector.event_log import EventLog
 from projector.owner import Refused
 from projector.projection import Tables, Unprojectable, writing_pool
@@ -338,8 +339,9 @@ async def test_a_rebuild_that_loses_its_session_ends_and_swaps_nothing(
 
 
 async def test_a_download_that_is_under_way_sees_one_copy_and_holds_up_the_swap_but_no_query(
-    store: Store, live: ReadModel, rebuilding: Rebuilding
+    store: Store, live: ReadModel, rebuilding: Rebuilding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rebuild_module, "OBSERVE_INTERVAL", 0.01)
     expected = store.query("SELECT code FROM read_model.equipment ORDER BY code")
     with psycopg.connect(store.database) as client, client.cursor(name="download") as cursor:
         cursor.execute(
@@ -362,6 +364,7 @@ async def test_a_download_that_is_under_way_sees_one_copy_and_holds_up_the_swap_
             await task
     assert rows == expected
     assert "read_model_previous" in schemas(store)
+    assert store.query("SELECT * FROM read_model.rebuild") == [], "it is over, whatever was about to be told"
 
 
 async def test_events_appended_all_through_are_there_after_the_swap(
