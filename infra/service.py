@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from infra.settings import Settings
 
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT = 2.0  # seconds
 KEEP_ALIVE = 75  # seconds; longer than the gateway keeps an idle connection, so that it is the one to close
+
+ABORT = "abort"
+"""Of a request's ``scope["state"]``: a function that drops its connection at once."""
 
 Check = Callable[[], Awaitable[str | None]]
 """A readiness check: None where all is well, else the cause in a few words."""
@@ -95,10 +100,21 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Connection(HttpToolsProtocol):
+    """Uvicorn's, whose requests can drop it: closing waits until the client has taken what was sent."""
+
+    app_state: dict[str, Any]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
+
+
 async def serve(app: ASGIApp, host: str, port: int, stopping: asyncio.Event, drain_seconds: float) -> None:
     """Serve ``app`` until ``stopping`` is set, then finish what is in flight in ``drain_seconds``."""
     config = uvicorn.Config(
         app,
+        http=_Connection,
         lifespan="off",
         log_config=None,
         access_log=False,

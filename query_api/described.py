@@ -4,11 +4,21 @@ import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
+from starlette.responses import Response
 
 from infra.openapi import problem_responses, request_headers, response_headers
 from infra.problems import Slug
 
 _CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
+_STREAM = """retry: 1000
+
+: hello
+
+id: 1202
+event: fpso.equipment.deactivated.v1
+data: {"specversion":"1.0","id":"equipment/23-KA-9101/2","type":"fpso.equipment.deactivated.v1"}
+
+"""
 _EVERY_READ: tuple[Slug, ...] = ("invalid-request", "read-model-behind", "unavailable")
 
 
@@ -85,5 +95,24 @@ def described_value(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
         "responses": {
             200: {"headers": response_headers("Event-Position")},
             **_problems(*problems),
+        },
+    }
+
+
+def described_stream() -> dict[str, Any]:
+    """Of the route that answers Server-Sent Events."""
+    return {
+        "response_class": Response,
+        "responses": {
+            200: {
+                "description": "A stream without end. Each event is a block: `id` is its position, `event` "
+                "its type, `data` the CloudEvent in JSON format on one line. A comment comes at once, and "
+                "after 15 seconds without an event.",
+                "headers": response_headers("X-Accel-Buffering"),
+                "content": {
+                    "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM},
+                },
+            },
+            **_problems(),
         },
     }

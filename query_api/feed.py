@@ -1,13 +1,17 @@
-"""The feed: every event by position, for those without AMQP. Asked for page by page, or waited for.
+"""The feed: every event by position, for those without AMQP. By page, by long poll, or as a stream of SSE.
 
 While there is anybody who waits, one task follows the event log for all of them. It reads what is new once,
 writes each event as JSON once, and keeps the newest of them in memory, bounded by number and size. Whoever is
 at the head is served from there, and costs no query however long he waits; whoever is behind pages from the
-database, a few at a time, until he has caught up.
+database, a few at a time, until he has caught up. A stream has one chunk under way, of bounded size, so its
+reader may be as slow as he likes: what he has not taken waits in the database, not here.
+
+Server-Sent Events: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -15,20 +19,25 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 import psycopg
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
+from prometheus_client import Gauge
 from psycopg_pool import PoolTimeout, TooManyRequests
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import to_json
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from events.cloudevents import json_of
 from events.event import Event
 from events.values import code_of
 from infra.problems import Problem
-from query_api.described import described_value
+from infra.service import ABORT
+from query_api.described import described_stream, described_value
 from query_api.event_log import EVERYTHING, Selection, examine
+from query_api.formats import disconnected
+from query_api.freshness import Aim
 from query_api.paging import LIMIT_DEFAULT, LIMIT_MAX, POSITION_MAX, Digits, Reading
-from query_api.read_model import ReadModel
+from query_api.read_model import InReadModel, ReadModel
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +47,8 @@ WAIT_MAX = 30  # seconds
 PATTERNS_MAX = 50
 PATTERN_MAX = 200  # characters
 
+_POSITION = re.compile(r"\d{1,19}", re.ASCII)
+
 RING_EVENTS = 10_000
 RING_BYTES = 16 * 1024 * 1024
 """So much of the newest is kept for all readers together."""
@@ -45,6 +56,22 @@ READ_EVENTS = 100
 """The log is followed, and caught up with, so many events at a time."""
 PAGERS = 2
 """Of those who are behind, so many at a time read from the database."""
+
+CHUNK_BYTES = 64 * 1024
+HEARTBEAT_SECONDS = 15.0
+STALL_SECONDS = 60.0
+"""A reader that takes nothing for so long is cut off; it may come back to where it was."""
+FAREWELL_SECONDS = 1.0
+"""As long it has when the process is being stopped."""
+RETRY_SECONDS = 1
+"""A reader that lost its stream comes back after so long."""
+RESTART_SECONDS = 5
+"""The same when the process is being stopped: EventSource gives up for good where it is refused."""
+
+READERS = Gauge("fpso_feed_readers", "Readers that wait for events, by a stream or a long poll")
+
+UNREADABLE = (psycopg.OperationalError, PoolTimeout, TooManyRequests)
+"""The database is down, or has more to do than it can."""
 
 
 # --- The newest events ------------------------------------------------------------------------------------
@@ -175,11 +202,13 @@ class Feed:
             )
         reader = Reader(self, selection)
         self._readers.add(reader)
+        READERS.inc()
         self._is_wanted.set()
         try:
             yield reader
         finally:
             self._readers.remove(reader)
+            READERS.dec()
             if not self._readers:
                 self._is_wanted.clear()
                 self._ring = None
@@ -206,7 +235,7 @@ class Feed:
             await self._is_wanted.wait()
             try:
                 is_at_head = await self._advance()
-            except (psycopg.OperationalError, PoolTimeout, TooManyRequests) as error:
+            except UNREADABLE as error:
                 log.warning("feed not readable", extra={"cause": str(error).strip()})
                 is_well, is_at_head = False, True
             else:
@@ -252,8 +281,9 @@ class Reader:
         self._feed = feed
         self._selection = selection
         self._woken = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None  # of what is being given
         self.has_ended = False
-        """Nobody reads any more, or the process is being stopped."""
+        """The client has gone, or the process is being stopped."""
 
     def wake(self) -> None:
         """There may be something new."""
@@ -263,17 +293,33 @@ class Reader:
         """There is nothing to wait for any more."""
         self.has_ended = True
         self._woken.set()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + FAREWELL_SECONDS)
+
+    @contextmanager
+    def watching(self, receive: Receive) -> Iterator[None]:
+        """End when the client goes away."""
+        gone = asyncio.create_task(disconnected(receive))
+        gone.add_done_callback(lambda _: self.end())
+        try:
+            yield
+        finally:
+            gone.cancel()
 
     async def next(self, page: Page, bounds: Bounds, deadline: float) -> Page:
         """What comes after ``page``, as soon as there is anything; at the deadline, or the end, nothing."""
-        last = page
+        found = replace(page, items=())
         while not self.has_ended:
-            page = await self._feed.newest(self._selection, page.next_after, bounds)
-            if page.items or (page.is_at_head and not await self._is_woken(deadline)):
+            found = await self._feed.newest(self._selection, found.next_after, bounds)
+            if found.items or (found.is_at_head and not await self.is_woken(deadline)):
                 break
-        return replace(page, checkpoint=max(page.checkpoint, last.checkpoint), head=max(page.head, last.head))
+        # The ring may be an instant behind what the database has shown this reader.
+        return replace(
+            found, checkpoint=max(found.checkpoint, page.checkpoint), head=max(found.head, page.head)
+        )
 
-    async def _is_woken(self, deadline: float) -> bool:
+    async def is_woken(self, deadline: float) -> bool:
+        """Wait for something new, or the end; False where there was neither by the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._woken.wait()
@@ -281,6 +327,86 @@ class Reader:
             return False
         self._woken.clear()
         return True
+
+    async def give(self, send: Send, content: bytes) -> None:
+        """Send the next chunk, once the one before is on its way. Raises ``TimeoutError`` for a stall."""
+        seconds = FAREWELL_SECONDS if self.has_ended else STALL_SECONDS
+        try:
+            async with asyncio.timeout(seconds) as self._limit:
+                await send({"type": "http.response.body", "body": content, "more_body": True})
+        finally:
+            self._limit = None
+
+
+class EventStream(Response):
+    """Events as they come, each from where the one before ended, for as long as the client likes."""
+
+    def __init__(self, feed: Feed, selection: Selection, after: int | None) -> None:
+        self.background = None
+        self.status_code = 200
+        self._feed = feed
+        self._selection = selection
+        self._after = after
+        """None for what happens from now on."""
+        self.init_headers(
+            {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._feed.reading(self._selection) as reader:
+            page = await self._first()  # whatever goes wrong up to here is still answered as a problem
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if not scope.get("is_head"):
+                with reader.watching(receive):
+                    try:
+                        await self._send(reader, page, send)
+                    except TimeoutError:
+                        log.info("reader cut off", extra={"stall_seconds": STALL_SECONDS})
+                        await _cut_off(scope, receive)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _first(self) -> Page:
+        after = POSITION_MAX if self._after is None else self._after
+        page = await self._feed.newest(self._selection, after, Bounds(READ_EVENTS, CHUNK_BYTES))
+        return replace(page, next_after=page.head) if self._after is None else page
+
+    async def _send(self, reader: Reader, page: Page, send: Send) -> None:
+        opening = b"retry: %d\n\n: hello\n\n" % (1000 * RETRY_SECONDS)
+        if self._after is None:  # so that whoever comes back before the first event has missed nothing
+            opening += b"id: %d\n\n" % page.next_after
+        await reader.give(send, opening + _blocks(page.items))
+        while (page := await self._next(reader, page)).items or not reader.has_ended:
+            await reader.give(send, _blocks(page.items) or b": still here\n\n")
+        await reader.give(send, b"retry: %d\n\n" % (1000 * RESTART_SECONDS))
+
+    async def _next(self, reader: Reader, page: Page) -> Page:
+        """What comes next, if anything does before it is time for a sign of life.
+
+        A stream outlives its database's absence: whoever came back now would be refused.
+        """
+        deadline = asyncio.get_running_loop().time() + HEARTBEAT_SECONDS
+        # Twice as many as the last time: of large events few fit into a chunk, and more were read in vain.
+        limit = min(READ_EVENTS, 2 * len(page.items)) or READ_EVENTS
+        try:
+            return await reader.next(page, Bounds(limit, CHUNK_BYTES), deadline)
+        except UNREADABLE as error:
+            log.warning("stream not readable", extra={"cause": str(error).strip()})
+            await reader.is_woken(deadline)
+            return replace(page, items=())
+
+
+def _blocks(items: Iterable[Item]) -> bytes:
+    return b"".join(
+        b"id: %d\nevent: %b\ndata: %b\n\n" % (item.position, item.type.encode(), item.json) for item in items
+    )
+
+
+async def _cut_off(scope: Scope, receive: Receive) -> None:
+    """Drop the connection with what was not taken of it; closing would wait for that."""
+    abort = scope.get("state", {}).get(ABORT)
+    if abort is not None:
+        abort()
+        await disconnected(receive)
 
 
 async def _of(request: Request) -> Feed:  # FastAPI sends what is not async through a thread
@@ -416,11 +542,51 @@ class Polling(Selecting):
     ] = 0
 
 
+def _start(value: str) -> int | None:
+    if value == "head":
+        return None
+    if not _POSITION.fullmatch(value) or int(value) > POSITION_MAX:
+        raise ValueError("a position, written in digits only, or head")
+    return int(value)
+
+
+class Streaming(Selecting):
+    """Which events, and from where on."""
+
+    after: Annotated[
+        int | None,
+        PlainValidator(_start),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "integer", "minimum": 0, "maximum": POSITION_MAX},
+                    {"type": "string", "const": "head"},
+                ]
+            }
+        ),
+        Field(
+            description="Events after this position, by default from the first on; `head`: what happens "
+            "from now on.",
+            examples=[1201, "head"],
+        ),
+    ] = 0
+
+
+LastEventId = Annotated[
+    Annotated[int, Field(ge=0, le=POSITION_MAX), Digits] | None,
+    Header(
+        alias="Last-Event-ID",
+        description="The last `id` that was received: the stream goes on after it, whatever `after` says.",
+        examples=[1201],
+    ),
+]
+
+
 # --- Routes -----------------------------------------------------------------------------------------------
 
 
 @router.get("", **described_value(EventPage))
-async def list_events(polling: Annotated[Polling, Query()], feed: InFeed) -> Response:
+async def list_events(polling: Annotated[Polling, Query()], request: Request, feed: InFeed) -> Response:
     """Every event by position, or a selection; waits for the next where there is none.
 
     Go on with `after` = `next_after`, also where a page is empty: all has been seen where that has come up
@@ -430,7 +596,7 @@ async def list_events(polling: Annotated[Polling, Query()], feed: InFeed) -> Res
     page = await feed.page(polling.selection, polling.after, bounds, polling.min_position)
     if not page.items and polling.wait:
         deadline = asyncio.get_running_loop().time() + polling.wait
-        with feed.reading(polling.selection) as reader:
+        with feed.reading(polling.selection) as reader, reader.watching(request.receive):
             page = await reader.next(page, bounds, deadline)
     content = b'{"items":[%b],"next_after":%d,"head":%d,"epoch":%d}' % (
         b",".join(item.json for item in page.items),
@@ -439,3 +605,20 @@ async def list_events(polling: Annotated[Polling, Query()], feed: InFeed) -> Res
         page.epoch,
     )
     return Response(content, headers={"Event-Position": str(page.checkpoint)}, media_type="application/json")
+
+
+@router.get("/stream", **described_stream())
+async def stream_events(
+    streaming: Annotated[Streaming, Query()],
+    feed: InFeed,
+    read_model: InReadModel,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """The same events as Server-Sent Events, as they come: what a browser's EventSource reads.
+
+    A stream that is lost goes on where it was: EventSource sends `Last-Event-ID` by itself. Where the answer
+    is not a stream but a problem, EventSource gives up: make a new one, `after` the last position.
+    """
+    if streaming.min_position is not None:
+        await read_model.reach(Aim("event_log", streaming.min_position))
+    return EventStream(feed, streaming.selection, streaming.after if last_event_id is None else last_event_id)

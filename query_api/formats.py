@@ -180,7 +180,7 @@ class Download(Response):
             )
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if not scope.get("is_head"):
-                gone = asyncio.create_task(_disconnected(receive))
+                gone = asyncio.create_task(disconnected(receive))
                 try:
                     await self._send(first, chunks, send, gone.done)
                 finally:
@@ -202,7 +202,8 @@ class Download(Response):
             content = write.chunk(read(rows))
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
