@@ -1,0 +1,200 @@
+"""The examples as what they are, processes, with a real broker and a real feed between which tests lose things."""
+
+import asyncio
+import re
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing
+from fnmatch import fnmatchcase
+from pathlib import Path
+from secrets import token_hex
+
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from events.equipment import EquipmentActivated, EquipmentDeactivated, EquipmentRegistered, OperationRecorded
+from events.event import Event, EventData
+from infra.broker import BrokerSettings, Publisher, bind_stream, connected, declare_stream, declare_topology
+from infra.event_store.reader import Reader, reading_pool
+from infra.local.process import Process, environment_without
+from infra.local.system import KINDS, ServiceProcess
+from tests.node import MODULES, NODE
+from tests.projector.processes import until
+from tests.projector.store import Store, an_equipment
+from tests.servers import Postgres
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "subscriber"
+TWINS = ("subscriber.py", "subscriber.mjs")
+EVERYTHING: tuple[str, ...] = ()
+REGISTERED, ACTIVATED, DEACTIVATED, OPERATION = (
+    kind.type for kind in (EquipmentRegistered, EquipmentActivated, EquipmentDeactivated, OperationRecorded)
+)
+
+
+@pytest.fixture(scope="session")
+def history(postgres: Postgres) -> Iterator[Store]:
+    """A store that the tests of this folder share: each adds to it."""
+    with postgres.database() as database:
+        yield Store(database)
+
+
+@pytest.fixture(scope="session")
+def feed_url(history: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the store's feed is: a projector that follows it without a broker, and a query API."""
+    directory = tmp_path_factory.mktemp("feed")
+    environment = environment_without("FPSO_") | {"FPSO_DATABASE_URL": history.database}
+    services = [
+        ServiceProcess(kind, kind.name, directory / f"{kind.name}.log", environment)
+        for kind in KINDS
+        if kind.name in ("projector", "query_api")
+    ]
+    try:
+        for service in services:
+            service.start()
+        for service in services:
+            service.wait_until_ready()
+        yield next(service.http_url for service in services if service.http_url)
+    finally:
+        for service in services:
+            service.kill()
+
+
+class Subscriber:
+    """One file and one queue, and a process of either twin that works on them."""
+
+    def __init__(self, directory: Path, amqp_url: str, feed_url: str) -> None:
+        self.file = directory / "work.sqlite"
+        self.name = token_hex(4)
+        self.queue = f"subscriber.{self.name}"
+        self._directory = directory
+        self.environment = environment_without("FPSO_") | {
+            "FPSO_SUBSCRIBER_AMQP_URL": amqp_url,
+            "FPSO_GATEWAY_URL": feed_url,
+        }
+        self.process: Process | None = None
+
+    def start(self, twin: str, types: Sequence[str] = EVERYTHING, *options: str, look: float = 300) -> None:
+        """Start ``twin``; it looks at the feed every ``look`` seconds."""
+        if twin.endswith(".py"):
+            program = [sys.executable, str(EXAMPLES / twin)]
+        else:
+            # As somebody has it who took the file and installed what it needs.
+            (self._directory / twin).write_bytes((EXAMPLES / twin).read_bytes())
+            if not (self._directory / "node_modules").exists():
+                (self._directory / "node_modules").symlink_to(MODULES)
+            program = [str(NODE), str(self._directory / twin)]
+        self.process = Process(
+            "subscriber",
+            [*program, "--look-seconds", str(look), *options, str(self.file), self.name, *types],
+            log=self._directory / "log",
+            environment=self.environment,
+        )
+        self.process.start()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        path = self._directory / "log"
+        return path.read_text() if path.exists() else ""
+
+    def missing(self) -> list[tuple[str, int, int]]:
+        """What it says was missing and is healed: chain, first and last position."""
+        found = re.findall(r"healed on chain (\S+): \d+ events, positions (\d+) to (\d+)", self.log)
+        return [(chain, int(first), int(last)) for chain, first, last in found]
+
+    async def follows(self, times: int = 1) -> None:
+        """Return when it has begun to follow, and as often."""
+        await until(lambda: self.log.count(" following ") >= times, f"it follows\n{self.log}")
+
+    async def reaches(self, position: int) -> None:
+        """Return when it has taken the event at ``position``."""
+        await until(lambda: self.checkpoint() >= position, f"it reaches {position}\n{self.log}")
+
+    def checkpoint(self) -> int:
+        return int(self._query("SELECT coalesce(max(position), 0) FROM checkpoints")[0][0])
+
+    def work(self) -> dict[str, tuple[str, int]]:
+        """Status and number of operations by code: what its work has come to."""
+        rows = self._query("SELECT code, status, operations FROM equipment")
+        return {code: (status, operations) for code, status, operations in rows}
+
+    def _query(self, query: str) -> list[tuple[int | str, ...]]:
+        with closing(sqlite3.connect(self.file, timeout=10)) as connection:
+            return connection.execute(query).fetchall()
+
+
+def work_of(events: Sequence[Event], types: Sequence[str] = EVERYTHING) -> dict[str, tuple[str | None, int]]:
+    """What the work of ``events`` comes to where each is done once and in order."""
+    work: dict[str, tuple[str | None, int]] = {}
+    for event in events:
+        kind, _, code = event.stream.partition("/")
+        if kind != "equipment" or (types and not any(fnmatchcase(event.type, each) for each in types)):
+            continue
+        status, operations = work.get(code, (None, 0))
+        status = {REGISTERED: "active", ACTIVATED: "active", DEACTIVATED: "inactive"}.get(event.type, status)
+        work[code] = (status, operations + (event.type == OPERATION))
+    return work
+
+
+class World:
+    """What happens, and what the broker makes of it."""
+
+    def __init__(self, store: Store, reader: Reader, publisher: Publisher, connection: AbstractConnection):
+        self.store = store
+        self.reader = reader
+        self.publisher = publisher
+        self.connection = connection
+        self._count = 0
+
+    async def happens(self, count: int) -> list[Event]:
+        """``count`` events of four types on pieces of equipment, not published yet."""
+        before = self.store.positions()[-1:] or [0]
+        self.store.append(*(self._deed() for _ in range(count)))
+        return await self.reader.after(before[0], count)
+
+    def _deed(self) -> tuple[str, EventData]:
+        number, step = divmod(self._count, 4)
+        self._count += 1
+        stream, registered = an_equipment(f"{id(self)}-{number}")
+        operation = OperationRecorded(operation_id=token_hex(8), type="inspection", cost="1", currency="USD")
+        return stream, (registered, EquipmentDeactivated(), operation, EquipmentActivated())[step]
+
+    async def publishes(self, events: Sequence[Event]) -> None:
+        """As the relay would, but whichever events, in whatever order, as often as they are there."""
+        await self.publisher.publish(events).confirmed()
+
+    async def publishes_slowly(self, events: Sequence[Event]) -> None:
+        """A few at a time, so that whoever is killed meanwhile is killed in the middle."""
+        for start in range(0, len(events), 10):
+            await self.publishes(events[start : start + 10])
+            await asyncio.sleep(0.02)
+
+    async def everything(self) -> list[Event]:
+        return await self.reader.after(0, 1_000_000)
+
+
+@pytest.fixture
+async def world(history: Store, broker_url: str) -> AsyncIterator[World]:
+    async with (
+        connected(broker_url, "test") as connection,
+        reading_pool(history.database, 1, "test") as pool,
+    ):
+        settings = BrokerSettings(database_url=history.database)
+        await declare_topology(connection, settings)
+        await declare_stream(connection, settings)
+        await bind_stream(connection)
+        yield World(history, Reader(pool), await Publisher.on(connection), connection)
+
+
+@pytest.fixture
+def subscriber(tmp_path: Path, broker_url: str, feed_url: str) -> Iterator[Subscriber]:
+    subscriber = Subscriber(tmp_path, broker_url, feed_url)
+    yield subscriber
+    if subscriber.process is not None:
+        subscriber.process.kill()
