@@ -135,14 +135,14 @@ class Registry:
         self, webhook: Webhook, statement: LiteralString, parameters: dict[str, Any]
     ) -> Webhook | None:
         parameters = {**parameters, "id": webhook.id, "from": webhook.position}
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self._pool.connection() as connection:
             cursor = await connection.execute(statement, parameters)
             if not cursor.rowcount:
                 return None
-            [changed] = await _select(connection, webhook.id)
             if webhook.state == "unconfirmed":
                 await connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, webhook.name])
-        return changed
+            found = await _select(connection, webhook.id)
+        return found[0] if found else None
 
 
 async def _select(connection: AsyncConnection[DictRow], id_: int | None) -> list[Webhook]:

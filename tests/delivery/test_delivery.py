@@ -11,15 +11,17 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from standardwebhooks import Webhook as Verifier
 
 from command_api.delivery import RETRY_PAUSE_MAX, pause_seconds
-from command_api.webhooks.registry import Registry
+from command_api.webhooks.endpoint import Failure
+from command_api.webhooks.registry import Registry, Webhook
 from events.cloudevents import json_of
 from events.equipment import EquipmentDeactivated
 from infra.event_store.reader import Reader, reading_pool
-from infra.leadership import IDLE_SESSION_TIMEOUT, LeadershipLost, holding
+from infra.leadership import IDLE_SESSION_TIMEOUT, LeadershipLost, Session, holding
 from tests.delivery.conftest import Deliveries, Processes, Webhooks, days_ago
 from tests.delivery.receiver import PERMISSION, Answer, Received, Receiver, receiving
 from tests.projector.processes import until
 
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 OVERHAUL = EquipmentDeactivated(reason="Überholung 🛠")
 
 # --- what is delivered ------------------------------------------------------------------------------------
@@ -347,10 +349,12 @@ async def test_killed_before_the_checkpoint_moved_the_next_delivers_it_again_und
             connection.execute("SELECT 1 FROM delivery.webhooks FOR UPDATE")
             # Either may lead; the answer is there, and the checkpoint cannot move.
             await receiver.until_delivered(1)
-            await until(lambda: is_waiting_for_a_lock(store), "it wants to move the checkpoint")
+            await until(lambda: bool(store.query(WAITING)), "it wants to move the checkpoint")
             is_first = await first.metric("fpso_delivery_leading") == 1
             leader, standby = (first, second) if is_first else (second, first)
             await leader.kill()
+            # The server would do what it was asked to, whoever asked.
+            store.query(f"SELECT pg_terminate_backend(pid, 5000) FROM ({WAITING}) AS waiting")
         await receiver.until_delivered(last)
         await store.until("position", last)
         assert await standby.is_ready()
@@ -360,15 +364,64 @@ async def test_killed_before_the_checkpoint_moved_the_next_delivers_it_again_und
     assert [one.headers["webhook-id"] for one in receiver.deliveries] == ["evt_1_1", "evt_1_1", "evt_1_2"]
 
 
-def is_waiting_for_a_lock(store: Webhooks) -> bool:
-    return bool(
-        store.query(
-            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-    )
+async def test_the_checkpoint_of_a_webhook_that_was_moved_or_removed_is_left_alone(
+    store: Webhooks, delivery_url: str
+) -> None:
+    async with reading_pool(delivery_url, 1, "test") as pool:
+        registry = Registry(pool)
+        store.hook("http://127.0.0.1/", position=5)
+        [read] = await registry.all()
+        store.query("UPDATE delivery.webhooks SET position = 7")
+        failure = Failure("late")
+        assert await registry.delivered(read, 6, 204) is None
+        assert await registry.passed_over(read, 6) is None
+        assert await registry.failed(read, failure, 60) is None
+        assert (store.of("position"), store.of("attempts")) == (7, 0)
+        [read] = await registry.all()
+        moved = await registry.delivered(read, 9, 204)
+        assert moved is not None
+        assert moved.position == store.of("position") == 9
+        store.query("DELETE FROM delivery.webhooks")
+        store.hook("http://127.0.0.1/", position=9)
+        assert await registry.delivered(moved, 10, 204) is None
+        assert store.of("position") == 9
 
 
-async def test_a_leader_that_was_stopped_for_long_attempts_nothing(
+async def test_what_was_read_while_a_turn_ended_begins_no_other(
+    store: Webhooks, receiver: Receiver, delivery: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Registry.all
+
+    async def read_slowly(registry: Registry) -> list[Webhook]:
+        rows = await read(registry)
+        await asyncio.sleep(0.05)  # in which a turn may end
+        return rows
+
+    monkeypatch.setattr(Registry, "all", read_slowly)
+    store.hook(receiver.url)
+    async with delivery():
+        for number in range(20):
+            last = store.register_equipment(f"E{number}")
+        await store.until("position", last)
+    assert receiver.positions == store.positions()
+
+
+async def test_who_may_not_lead_any_more_attempts_nothing(
+    store: Webhooks, receiver: Receiver, delivery: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: Session) -> None:
+        raise LeadershipLost("not kept alive")
+
+    monkeypatch.setattr(Session, "check", lost)
+    store.hook(receiver.url)
+    store.hook(receiver.url, "asking", state="unconfirmed")
+    store.register_vessel()
+    async with delivery() as delivering:
+        await until(lambda: says(delivering.database_check, "not kept alive"), "it says so")
+    assert receiver.received == []
+
+
+async def test_who_was_stopped_for_long_may_not_lead_any_more(
     delivery_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with holding(delivery_url, "test", "test", lambda: None) as session:
