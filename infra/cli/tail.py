@@ -1,29 +1,32 @@
-"""``fpso tail``: events as they happen."""
+"""``fpso tail``: events as they happen, from the feed (Server-Sent Events)."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from infra.cli.system import Unreachable, new_console, settings
+from infra.cli.system import CONNECT_TIMEOUT, Refused, checked, gateway_client, new_console, with_url
 
 if TYPE_CHECKING:
-    import asyncio
+    import httpx
 
-    from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
-
-    from events.event import Event
-
-PREFETCH = 500  # messages
+STREAM = "/v1/events/stream"
+SILENCE_SECONDS = 45.0
+"""A stream says every 15 s that it lives; one that is silent for so long does not."""
+PAUSE_SECONDS = 1.0
+"""Before a lost stream is asked for again, where it did not say how long."""
 
 
 class _NobodyReads(Exception):
     """Standard output is a pipe whose reader has gone."""
+
+
+class _Interrupted(Exception):
+    """The stream has ended; another will go on."""
 
 
 @click.command()
@@ -43,23 +46,20 @@ class _NobodyReads(Exception):
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
 @click.option("--json", "as_json", is_flag=True, help="One CloudEvent in JSON format a line.")
-def tail(patterns: tuple[str, ...], from_position: int | None, count: int | None, as_json: bool) -> None:
-    """Show events as they happen, until Ctrl-C."""
-    import asyncio
-    import logging
+@with_url
+def tail(
+    patterns: tuple[str, ...], from_position: int | None, count: int | None, as_json: bool, url: str | None
+) -> None:
+    """Show events as they happen, until Ctrl-C, across lost connections."""
+    from itertools import islice
 
     if any("*" in pattern[:-1] for pattern in patterns):
         raise click.UsageError("--type: a * stands at the end only, as in 'fpso.equipment.*'")
-    amqp_url = settings().get("FPSO_AMQP_URL")
-    if not amqp_url:
-        raise Unreachable(
-            "There is no broker to follow: FPSO_AMQP_URL is empty. Where the system runs without RabbitMQ, "
-            "events are in the read model all the same."
-        )
-    for library in ("aio_pika", "aiormq"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they would log is said in one line below
+    after = "head" if from_position is None else str(from_position - 1)
     try:
-        asyncio.run(_tail(amqp_url, patterns, from_position, count, as_json=as_json))
+        with gateway_client(url) as client:
+            for event in islice(followed(client, patterns, after), count):
+                _write_line(event if as_json else _for_people(event))
     except KeyboardInterrupt:
         return  # the way to end it
     except _NobodyReads:
@@ -67,111 +67,78 @@ def tail(patterns: tuple[str, ...], from_position: int | None, count: int | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-async def _tail(
-    amqp_url: str, patterns: Sequence[str], from_position: int | None, count: int | None, *, as_json: bool
-) -> None:
-    from aio_pika.exceptions import ChannelNotFoundEntity
+def followed(client: httpx.Client, patterns: Sequence[str], after: str) -> Iterator[str]:
+    """Events in JSON, from ``after`` on; where the stream is lost, another goes on after the last of them.
 
-    from infra import broker
-
-    shown, last = 0, (from_position or 1) - 1
-    try:
-        async with broker.connected(amqp_url, "fpso tail") as connection, broker.refusals():
-            delivered = await _streamed(connection, is_from_first=from_position is not None)
-            while (message := await delivered.get()) is not None:
-                await message.ack()
-                event = _event_of(message)
-                # What was published twice after a failure of the broker is shown once.
-                if event is None or event.position <= last:
-                    continue
-                last = event.position
-                if patterns and not any(matches(event.type, pattern) for pattern in patterns):
-                    continue
-                _print_event(event, as_json=as_json)
-                shown += 1
-                if shown == count:
-                    return
-        raise Unreachable("The broker closed the connection.")
-    except broker.BrokerUnavailable as error:
-        if isinstance(error.__cause__, ChannelNotFoundEntity):
-            raise Unreachable(f"The broker has no {broker.STREAM_QUEUE} yet: does the relay run?") from None
-        raise Unreachable(f"The broker at {_address(amqp_url)} cannot be followed: {error}") from None
-
-
-async def _streamed(
-    connection: AbstractConnection, *, is_from_first: bool
-) -> asyncio.Queue[AbstractIncomingMessage | None]:
-    """What the stream delivers until the connection is closed, and None where the broker ends it.
-
-    aio-pika's iterator of a queue is not used: when it ends, it refuses (``basic.nack``) what it has not
-    given out, which a stream answers by closing the connection.
+    Raises what `gateway_client` and `checked` make of it where there is no stream to begin with.
     """
-    import asyncio
+    import time
 
-    from infra import broker
+    import httpx
 
-    # As many as may be out unacknowledged, and the end.
-    delivered: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue(PREFETCH + 1)
-
-    def end(*_: object) -> None:
-        if not delivered.full():
-            delivered.put_nowait(None)
-
-    channel = await connection.channel()
-    channel.close_callbacks.add(end)
-    (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(end)
-    await channel.set_qos(prefetch_count=PREFETCH)
-    stream = await channel.get_queue(broker.STREAM_QUEUE, ensure=True)
-    # A consumer of a stream says where to begin; `next` is what comes from now on.
-    await stream.consume(delivered.put, arguments={"x-stream-offset": "first" if is_from_first else "next"})
-    return delivered
-
-
-def _event_of(message: AbstractIncomingMessage) -> Event | None:
-    """The event of ``message``; one that is not ours is only mentioned."""
-    from events.catalogue import Undecodable
-    from events.cloudevents import event_of_message
-
-    try:
-        return event_of_message(message.headers, message.body)
-    except Undecodable as error:
-        click.echo(str(error), err=True)
-        return None
+    parameters = {"after": after, **({"type": ",".join(patterns)} if patterns else {})}
+    last, pause, has_begun, is_lost = "", PAUSE_SECONDS, False, False
+    while True:
+        try:
+            for block in _blocks(client, parameters, last, has_begun):
+                if is_lost:
+                    click.echo("Connected again.", err=True)
+                last, has_begun, is_lost = block.id or last, True, False
+                pause = block.retry / 1000 if block.retry else pause
+                if block.data:
+                    yield block.data
+        except (httpx.TransportError, _Interrupted) as error:
+            if not has_begun:
+                raise
+            if not is_lost:
+                click.echo(f"Connection lost ({error}). Trying again.", err=True)
+            is_lost = True
+        time.sleep(pause)
 
 
-def matches(event_type: str, pattern: str) -> bool:
-    """Whether a type of event is meant by ``pattern``, which may end in ``*``."""
-    return event_type.startswith(pattern[:-1]) if pattern.endswith("*") else event_type == pattern
+def _blocks(client: httpx.Client, parameters: Mapping[str, str], last: str, has_begun: bool) -> Iterator[Any]:
+    """One stream, to its end, which is always an interruption."""
+    import httpx
+    from httpx_sse import SSEError, connect_sse
+
+    headers = {"Last-Event-ID": last} if last else {}
+    timeout = httpx.Timeout(CONNECT_TIMEOUT, read=SILENCE_SECONDS)
+    with connect_sse(client, "GET", STREAM, params=parameters, headers=headers, timeout=timeout) as source:
+        if source.response.status_code >= 500 and has_begun:
+            raise _Interrupted(f"answered {source.response.status_code}")
+        if not source.response.is_success:
+            source.response.read()
+        checked(source.response)
+        try:
+            yield from source.iter_sse()
+        except SSEError:
+            raise Refused(f"{source.response.url} is no stream of events") from None
+    raise _Interrupted("the stream ended")
 
 
-def _print_event(event: Event, *, as_json: bool) -> None:
-    from pydantic_core import to_json
+def _for_people(text: str) -> str:
+    from pydantic_core import from_json, to_json
     from rich.text import Text
 
-    from events.cloudevents import json_of
-    from events.values import time_text
-
-    if as_json:
-        _write_line(to_json(json_of(event)).decode())
-        return
-    colour = "cyan" if event.type.startswith("fpso.vessel.") else "green"
+    event = from_json(text)
+    colour = "cyan" if event["type"].startswith("fpso.vessel.") else "green"
     line = Text.assemble(
-        (f"{event.position:>8}", "bold"),
+        (f"{event['position']:>8}", "bold"),
         " ",
-        (time_text(event.occurred_at), "dim"),
+        (event["time"], "dim"),
         " ",
-        (event.type, colour),
+        (event["type"], colour),
         " ",
-        (f"{event.stream}/{event.version}", "bold"),
+        (event["id"], "bold"),
         " ",
-        to_json(event.data).decode(),
+        to_json(event["data"]).decode(),
         " ",
-        (event.metadata.actor, "dim"),
+        (event["authid"], "dim"),
     )
     console = new_console()
     with console.capture() as captured:
         console.print(line, soft_wrap=True, end="")
-    _write_line(captured.get())
+    return captured.get()
 
 
 def _write_line(line: str) -> None:
@@ -179,9 +146,3 @@ def _write_line(line: str) -> None:
         click.echo(line)
     except BrokenPipeError:
         raise _NobodyReads from None
-
-
-def _address(url: str) -> str:
-    """Host and port of ``url``, without the password that it has."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or 5672}"

@@ -1,20 +1,15 @@
 """``fpso`` as a person uses it, against a small HTTP server that answers as the gateway would."""
 
-import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from events.event import Event, Metadata
-from infra import broker, cli
+from infra import cli
 from infra.cli import system
-from infra.cli.tail import matches
 from tests.cli.gateway import PROBLEM, Answer, Gateway, fpso, problem
 
 REGISTER = "code,name,location,active\n71-PA-7301A,PUMP A,SKID,true\n71-PA-7301B,PUMP B,SKID,false\n"
@@ -235,125 +230,11 @@ def test_a_url_that_is_none_is_wrong_usage(gateway: Gateway, url: str) -> None:
     assert fpso("projection", "status", "--url", url).exit_code == 2
 
 
-def test_tail_without_a_broker_says_so(gateway: Gateway) -> None:
-    result = fpso("tail")
-    assert result.exit_code == 3
-    assert "no broker" in result.stderr
-
-
-def test_tail_with_a_broker_that_does_not_answer_says_so_and_shows_no_password(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FPSO_AMQP_URL", "amqp://user:secret@127.0.0.1:1/")
-    result = fpso("tail")
-    assert result.exit_code == 3
-    assert "127.0.0.1:1 cannot be followed" in result.stderr
-    assert "secret" not in result.output
-
-
-def test_a_pattern_has_its_asterisk_at_the_end(gateway: Gateway) -> None:
-    assert fpso("tail", "--type", "*.registered.v1").exit_code == 2
-
-
-STREAMED = 600
-"""More events than a consumer prefetches."""
-
-
-@pytest.fixture
-def stream(broker_url: str) -> str:
-    """The URL of a broker whose stream has events."""
-
-    async def fill() -> None:
-        settings = broker.BrokerSettings(database_url="postgresql:///unused")
-        async with broker.connected(broker_url, "test") as connection:
-            await broker.declare_topology(connection, settings)
-            await broker.declare_stream(connection, settings)
-            await broker.bind_stream(connection)
-            publisher = await broker.Publisher.on(connection)
-            window = publisher.publish([an_event(position) for position in range(1, STREAMED + 1)])
-            await window.confirmed()
-
-    asyncio.run(fill())
-    return broker_url
-
-
-def an_event(position: int) -> Event:
-    return Event(
-        stream="equipment/71-PA-7301A",
-        version=position,
-        position=position,
-        previous_position=position - 1,
-        previous_of_type=position - 1,
-        epoch=1,
-        type="fpso.equipment.updated.v1",
-        occurred_at=datetime(2026, 3, 3, tzinfo=UTC) + timedelta(microseconds=position),
-        metadata=Metadata("tester", "unauthenticated", "correlation-1"),
-        data={"name": f"PUMP {position}"},
-    )
-
-
-def tailed(url: str, tmp_path: Path, shell: str) -> subprocess.CompletedProcess[str]:
-    """What a shell shows of ``fpso tail``."""
-    return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", shell.replace("fpso", f"{sys.executable} -m infra.cli", 1)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=60,
-        check=False,
-        env={"PYTHONPATH": str(Path(cli.__file__).parents[2]), "PATH": os.defpath, "FPSO_AMQP_URL": url},
-    )
-
-
-@pytest.mark.parametrize(
-    ("shell", "shown"),
-    [
-        ("fpso tail --from 1 --count 1 --json", [1]),
-        ("fpso tail --from 250 --count 3 --json", [250, 251, 252]),
-        ("fpso tail --from 1 --json | head -3", [1, 2, 3]),
-        (f"fpso tail --from 1 --count {STREAMED} --json", list(range(1, STREAMED + 1))),
-    ],
-)
-def test_tail_ends_quietly_before_the_stream_does(
-    stream: str, tmp_path: Path, shell: str, shown: list[int]
-) -> None:
-    done = tailed(stream, tmp_path, shell)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [json.loads(line)["position"] for line in done.stdout.splitlines()] == shown
-
-
-def test_tail_for_people_ends_with_its_reader_too(stream: str, tmp_path: Path) -> None:
-    done = tailed(stream, tmp_path, "fpso tail --from 1 | head -1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split()[0] == "1"
-    assert "equipment/71-PA-7301A/1" in done.stdout
-
-
-def test_tail_of_a_broker_without_the_stream_says_so(broker_url: str, tmp_path: Path) -> None:
-    done = tailed(broker_url, tmp_path, "fpso tail")
-    assert done.returncode == 3
-    assert "does the relay run?" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("pattern", "is_meant"),
-    [
-        ("fpso.equipment.*", True),
-        ("*", True),
-        ("fpso.equipment.registered.v1", True),
-        ("fpso.equipment.registered", False),
-        ("fpso.vessel.*", False),
-    ],
-)
-def test_a_pattern_matches_a_whole_type_or_its_beginning(pattern: str, is_meant: bool) -> None:
-    assert matches("fpso.equipment.registered.v1", pattern) is is_meant
-
-
 def test_help_loads_no_library_that_help_does_not_need() -> None:
     program = (
         "import sys; from infra.cli import main\n"
         "try: main(['--help'])\n"
-        "finally: print(sorted({'httpx', 'aio_pika', 'pydantic', 'psycopg', 'fastapi'} & set(sys.modules)))"
+        "finally: print(sorted({'httpx', 'httpx_sse', 'aio_pika', 'pydantic', 'psycopg', 'fastapi'} & set(sys.modules)))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
