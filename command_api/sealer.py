@@ -169,7 +169,7 @@ class Sealer:
         """The tree as it stands, where it may be signed. Raises `SealingRefused`, `KeyFileInvalid`."""
         tree, newest = await self._log.resumed()
         known, _ = await self._log.keys()
-        if not known and newest is None and not await asyncio.to_thread(path.exists):
+        if not known and newest is None and not await asyncio.to_thread(keys.is_there, path):
             await asyncio.to_thread(keys.create, path, Signer.generate(self._settings.audit_origin))
             log.info("audit key generated", extra={"file": str(path)})
         signers = await self._signers(path, tree.epoch)
@@ -367,7 +367,7 @@ class Sealer:
             POSITION.set(newest.position)
             TREE_SIZE.set(newest.tree_size)
         known, _ = await self._log.keys()
-        is_there = await asyncio.to_thread(path.exists)
+        is_there = await asyncio.to_thread(keys.is_there, path)
         if known or is_there:  # else the leader makes one
             await self._signers(path, newest.epoch if newest else 1)
         self._key_cause = None

@@ -48,6 +48,17 @@ def read(path: Path) -> list[Signer]:
     return signers
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file, whatever is in it. Raises `KeyFileInvalid` where that cannot be told."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise KeyFileInvalid(f"cannot read {path}: {error.strerror}") from None
+    return True
+
+
 def create(path: Path, signer: Signer) -> None:
     """Make the file with one key. Raises `KeyFileInvalid` where it is there already, or cannot be made."""
     _put(path, [signer])

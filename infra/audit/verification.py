@@ -20,7 +20,7 @@ class Finding:
 
     kind: Kind
     name: str
-    """``{stream}/{version}`` of an event or a skip, table and code of a row, the tree size of a checkpoint."""
+    """``{stream}/{version}`` of an event or skip, table and code of a row, the tree size of a checkpoint."""
     detail: str
 
 

@@ -411,13 +411,19 @@ async def test_what_was_sealed_without_a_broker_is_published_with_one(
         assert await received(queue, 2) == notes(store)
 
 
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("audit.key", "has a key of elsewhere.example/audit"), ("x" * 300, "File name too long")],
+    ids=["of another log", "of no file"],
+)
 async def test_a_sealer_that_cannot_go_on_leaves_the_relay_in_peace(
-    store: Store, sealer: Sealers, broker_url: str, key_file: Path
+    store: Store, sealer: Sealers, broker_url: str, key_file: Path, name: str, cause: str
 ) -> None:
     keys.create(key_file, Signer.generate("elsewhere.example/audit"))
     store.register_vessel()
-    async with sealer(amqp_url=broker_url) as process:
+    async with sealer(amqp_url=broker_url, audit_key_file=str(key_file.with_name(name))) as process:
         await until(lambda: says(process, "sealing", "stopped"), "the sealer cannot go on")
+        await until(lambda: says(process, "audit-key", cause), "and says why")
         last = store.register_equipment("A")
         relay = "SELECT position FROM event_store.leaders WHERE name = 'relay'"
         await until(lambda: store.query(relay) == [(last,)], "the relay goes on")
