@@ -27,6 +27,7 @@ from aiormq.abc import ChannelFrame, DeliveredMessage, FrameType
 from aiormq.channel import Channel as Underlay
 from aiormq.exceptions import ChannelLockedResource
 from pamqp.body import ContentBody
+from pamqp.encode import encode_table_value
 from pamqp.header import ContentHeader
 from pydantic import Field
 
@@ -42,6 +43,7 @@ FILL_EXCHANGE = "fpso.events.fill"
 PROJECTOR_QUEUE = "fpso.projector"
 STREAM_QUEUE = "fpso.events.stream"
 DEAD_LETTER_QUEUE = "fpso.dead-letter"
+DEAD_LETTER_READER = "fpso.dead-letter.reader"
 RELAY_QUEUE = "fpso.relay"
 SEALER_QUEUE = "fpso.sealer"
 
@@ -54,6 +56,7 @@ SLICE_EVENTS = 100  # encoded and written at once; in between others have their 
 STREAM_INTERVAL = 2.0  # seconds; from one look whether the stream is still there to the next
 NOTE_CONTENT_TYPE = "text/plain"
 PERSISTENT = 2  # AMQP's delivery mode
+SET_ASIDE_PREFIX = "x-fpso-"  # of the headers that say why a message was set aside, and where it came from
 
 # RabbitMQ up to 3.13 has no limit by default and counts every return, 4.0 to 4.2 have one of 20 and count
 # what was acquired, 4.3 counts failures only; 3.x does not know -1. A number that nothing ever reaches means
@@ -329,7 +332,8 @@ def _publish_cause(event: Event, error: Exception) -> str:
             # Only where nobody at all is bound: a stream that is missing shows in `loss_of_stream`.
             return f"no queue is bound to receive what was published {where}"
         case DeliveryError():
-            return f"the broker refused what was published {where}"
+            # Also where one of many queues does: `fpso subscriptions` names it.
+            return f"the broker, or a queue that is full, refused what was published {where}"
         case _:
             return f"{cause_of(error)} {where}"
 
@@ -501,8 +505,11 @@ def _dead_letter_properties(message: DeliveredMessage, cause: str) -> spec.Basic
     It refuses the user id of another user, drops what expires, and sends copies to whom CC and BCC name.
     """
     properties = message.header.properties
-    headers = dict(properties.headers or {})
-    active = {
+    headers = {name: _writable(value) for name, value in (properties.headers or {}).items()}
+    noted = {
+        "cause": cause[:1000],
+        "exchange": message.exchange or "",
+        "routing-key": message.routing_key or "",
         "expiration": properties.expiration,
         "user-id": properties.user_id,
         "cc": headers.pop("CC", None),
@@ -521,12 +528,18 @@ def _dead_letter_properties(message: DeliveredMessage, cause: str) -> spec.Basic
         app_id=properties.app_id,
         headers={
             **headers,
-            **{f"x-fpso-{name}": value for name, value in active.items() if value is not None},
-            "x-fpso-cause": cause[:1000],
-            "x-fpso-exchange": message.exchange or "",
-            "x-fpso-routing-key": message.routing_key or "",
+            **{SET_ASIDE_PREFIX + name: value for name, value in noted.items() if value is not None},
         },
     )
+
+
+def _writable(value: Any) -> Any:
+    """``value`` of a header, as text where pamqp reads but cannot write it: a large float, no UTF-8."""
+    try:
+        encode_table_value(value)
+    except (TypeError, ValueError, OverflowError):
+        return repr(value)
+    return value
 
 
 def _closed(error: BaseException | None) -> str:

@@ -10,9 +10,11 @@ import os
 import click
 
 from infra.cli.audit import audit
+from infra.cli.dead_letters import dead_letters
 from infra.cli.history import history, replay
 from infra.cli.imports import import_file
 from infra.cli.projection import projection
+from infra.cli.subscriptions import subscriptions
 from infra.cli.system import become, settings
 from infra.cli.tail import tail
 from infra.cli.webhooks import webhooks
@@ -39,5 +41,5 @@ def migrate() -> None:
     become("infra.migrations", {**os.environ, **settings()})
 
 
-for command in (import_file, history, replay, tail, projection, audit, webhooks):
+for command in (import_file, history, replay, tail, projection, audit, webhooks, subscriptions, dead_letters):
     main.add_command(command)

@@ -157,6 +157,11 @@ def write_whole(file: Path, text: str, mode: int) -> None:
         raise Refused(f"cannot write {file}: {error.strerror}") from None
 
 
+def printable(text: str) -> str:
+    """``text`` that somebody else has chosen, with nothing in it that would steer a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def new_console(file: IO[Any] | None = None) -> Console:
     """A console that writes to ``file``, by default to standard output; in colour where a person reads it."""
     from rich.console import Console
