@@ -1,11 +1,14 @@
 """The deployment keeps what it promises, and answers clients as `make run` does."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from infra.broker_users import definitions
 from infra.local import traefik as local_traefik
 from infra.local.traefik import Backend
 from infra.traefik.routes import routes
@@ -56,6 +59,12 @@ def test_nobody_but_the_relay_gets_the_private_keys(services: dict[str, Any]) ->
     assert Path(services["relay"]["environment"]["FPSO_AUDIT_KEY_FILE"]).parent == Path(folder)
     # A named volume takes owner and mode from the image's folder: the user must be able to write there.
     assert f"install -d -o fpso -g fpso -m 700 {folder}\n" in (CHECKOUT / "infra/Dockerfile").read_text()
+
+
+def test_the_brokers_users_and_rights_are_those_of_make_run() -> None:
+    configs = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["configs"]
+    content = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", configs["rabbitmq-definitions"]["content"])
+    assert json.loads(content.replace("$$", "$")) == definitions("rabbit", "subscriber")
 
 
 def test_the_image_is_not_root() -> None:
