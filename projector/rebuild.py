@@ -107,6 +107,7 @@ class Workshop:
         ):
             await _take_lock(connection)
             await check_migrated(connection)
+            await _check_views(connection)
             reader = Reader(store)
             workshop = cls(settings.read_model_url, connection, reader, Display(), Epochs(reader))
             await workshop.epochs.refresh()
@@ -319,6 +320,27 @@ async def _take_lock(connection: Connection) -> None:
         else ""
     )
     raise Refused(f"Another rebuild, or undo, is at work{who}.")
+
+
+async def _check_views(connection: Connection) -> None:
+    """Raise `Refused` where somebody's views show the tables: they follow tables, not names."""
+    cursor = await connection.execute(
+        """
+        SELECT DISTINCT pg_rewrite.ev_class::regclass::text AS name
+        FROM pg_depend
+        JOIN pg_rewrite ON pg_depend.classid = 'pg_rewrite'::regclass AND pg_rewrite.oid = pg_depend.objid
+        JOIN pg_class ON pg_depend.refclassid = 'pg_class'::regclass AND pg_class.oid = pg_depend.refobjid
+        JOIN pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+        WHERE pg_namespace.nspname = ANY(%s)
+        ORDER BY name
+        """,
+        [[LIVE_SCHEMA, PREVIOUS_SCHEMA, NEXT_SCHEMA]],
+    )
+    if views := [row["name"] for row in await cursor.fetchall()]:
+        raise Refused(
+            f"Views show tables of the read model: {', '.join(views)}. They would go on showing the copy "
+            "that is swapped out, and be dropped with it. Drop them, and make them again afterwards."
+        )
 
 
 async def _vacuum(connection: Connection, schema: str) -> None:

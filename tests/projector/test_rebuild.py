@@ -248,6 +248,14 @@ async def test_a_read_model_of_another_store_is_left_alone(
     assert schemas(store) == {"read_model"}
 
 
+async def test_somebodys_view_keeps_its_tables(store: Store, live: ReadModel, rebuilding: Rebuilding) -> None:
+    store.query("CREATE VIEW public.active AS SELECT code FROM read_model.equipment WHERE status = 'active'")
+    for work in (rebuilding.rebuild, rebuilding.undo):
+        with pytest.raises(Refused, match=r"Views show tables of the read model: active\. They would"):
+            await work()
+    assert store.query("SELECT count(*) FROM public.active")[0][0] > 0
+
+
 # --- undoing ----------------------------------------------------------------------------------------------
 
 
