@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import aconnect_sse
 
 from infra.local.system import System
 from tests.system.client import Client
@@ -63,15 +64,27 @@ class Register:
             assert [item["position"] for item in history.json()["items"]] == [self.written[-1][0]]
 
 
+async def streamed(client: httpx.AsyncClient, after: str) -> list[int]:
+    """The positions that one stream gives, up to the next registration of a vessel."""
+    found: list[int] = []
+    async with aconnect_sse(client, "GET", "/v1/events/stream", params={"after": after}) as stream:
+        async for block in stream.aiter_sse():
+            if block.event == "fpso.vessel.registered.v1":
+                return found
+            if block.data:
+                found.append(int(block.id))
+    raise AssertionError("the stream has ended")
+
+
 async def test_a_rebuild_under_a_load_of_queries_fails_none_and_contradicts_none(
     system: System, fpso: Client
 ) -> None:
     vessels = [f"REBUILT {token_hex(4)}" for _ in range(CLIENTS)]
-    for vessel in vessels:
-        fpso.register_vessel(vessel)
+    registered = [fpso.register_vessel(vessel) for vessel in vessels]
     is_done = asyncio.Event()
     async with httpx.AsyncClient(base_url=system.gateway_url, timeout=30, trust_env=False) as client:
         registers = [Register(vessel, client) for vessel in vessels]
+        streaming = asyncio.create_task(streamed(client, registered[-1].headers["Event-Position"]))
         async with asyncio.TaskGroup() as group:
             for register in registers:
                 group.create_task(register.write_and_read(is_done))
@@ -85,6 +98,9 @@ async def test_a_rebuild_under_a_load_of_queries_fails_none_and_contradicts_none
                         assert register.answers > answers, "it was answered all the while"
             finally:
                 is_done.set()
+        fpso.register_vessel(f"AFTER {token_hex(4)}")
+        written = sorted(position for register in registers for position, _ in register.written)
+        assert await streaming == written
 
 
 async def run(system: System, command: str) -> tuple[int | None, str]:
