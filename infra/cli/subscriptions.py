@@ -1,23 +1,30 @@
-"""``fpso subscriptions``: who gets events from the broker, and how far behind they are."""
+"""``fpso subscriptions``: who gets events, and how far behind they are."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import click
 
 from infra.cli.system import Refused, Unreachable, new_console, printable, settings
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 TIMEOUT = 10.0  # seconds
 HOLDS_UP = (
     "{} refuses events when it is full (x-overflow), and then the relay goes on for nobody: "
     "have it made anew without that, or delete it."
 )
+NUMBERS = ("consumers", "messages", "lag", "position")
 COLUMNS = "name,type,arguments,messages,consumers"
 
 
@@ -38,35 +45,63 @@ class Subscription:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print them as one JSON array.")
+@click.option("--json", "as_json", is_flag=True, help="Print {queues, webhooks} as JSON.")
 def subscriptions(as_json: bool) -> None:
-    """Queues that get events from the broker: their consumers, and how far behind they are.
+    """Who gets events, and how far behind they are: queues at the broker, and webhooks.
 
     The broker counts every 5 seconds. A stream has no lag of its own: each of its readers knows its place.
+    Webhooks need the owner's FPSO_DATABASE_URL, as `make run` leaves it in .fpso/env.
     """
-    found = _subscriptions()
+    known = settings()
+    if not known.get("FPSO_AMQP_URL") and not known.get("FPSO_DATABASE_URL"):
+        raise Unreachable("There is nobody to ask: FPSO_AMQP_URL and FPSO_DATABASE_URL are empty.")
+    queues, webhooks = _queues(known), _webhooks(known)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found]))
+        found = {"queues": None if queues is None else [asdict(one) for one in queues], "webhooks": webhooks}
+        click.echo(json.dumps(found))
         return
-    _print(found)
+    if queues is not None:
+        _print_queues(queues)
+    if webhooks:
+        _print_webhooks(webhooks)
 
 
-def _subscriptions() -> Sequence[Subscription]:
+def _queues(known: Mapping[str, str]) -> Sequence[Subscription] | None:
+    """None where the system runs without a broker."""
     from infra.broker import EVENTS_EXCHANGE
 
-    queues, bindings = _asked(f"queues/{{vhost}}?columns={COLUMNS}", "bindings/{vhost}")
+    if not known.get("FPSO_AMQP_URL"):
+        return None
+    queues, bindings = _asked(known, f"queues/{{vhost}}?columns={COLUMNS}", "bindings/{vhost}")
     patterns = dict(patterns_by_queue(bindings, EVENTS_EXCHANGE))
     return [_subscription(queue, patterns[queue["name"]]) for queue in queues if queue["name"] in patterns]
 
 
-def _asked(*paths: str) -> Iterator[Any]:
+def _webhooks(known: Mapping[str, str]) -> Sequence[Mapping[str, Any]] | None:
+    """None, and a word why, where this user may not look at them."""
+    if not known.get("FPSO_DATABASE_URL"):
+        return None
+    asked = subprocess.run(
+        [sys.executable, "-m", "command_api.delivery", "list", "--json"],
+        env={**os.environ, **known},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode:
+        click.echo(f"webhooks are not shown: {asked.stderr.strip()}", err=True)
+        return None
+    found: Sequence[Mapping[str, Any]] = json.loads(asked.stdout)
+    return found
+
+
+def _asked(known: Mapping[str, str], *paths: str) -> Iterator[Any]:
     """What RabbitMQ's management API answers, as the user of FPSO_AMQP_URL, about its virtual host."""
     import httpx
 
-    known = settings()
-    url, amqp = known.get("FPSO_AMQP_MANAGEMENT_URL"), urlsplit(known.get("FPSO_AMQP_URL", ""))
-    if not url or not amqp.hostname:
-        raise Unreachable("There is no broker to ask: FPSO_AMQP_URL or FPSO_AMQP_MANAGEMENT_URL is empty.")
+    url, amqp = known.get("FPSO_AMQP_MANAGEMENT_URL"), urlsplit(known["FPSO_AMQP_URL"])
+    if not url:
+        raise Unreachable("The broker cannot be asked: FPSO_AMQP_MANAGEMENT_URL is empty.")
     vhost = quote(unquote(amqp.path[1:]) or "/", safe="")
     credentials = (unquote(amqp.username or ""), unquote(amqp.password or ""))
     try:
@@ -119,28 +154,43 @@ def _subscription(queue: Mapping[str, Any], patterns: Sequence[str]) -> Subscrip
     )
 
 
-def _print(found: Sequence[Subscription]) -> None:
-    from rich.table import Table
+def _print_queues(found: Sequence[Subscription]) -> None:
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("queue", overflow="fold")
-    table.add_column("type")
-    table.add_column("events", overflow="fold")
-    for number in ("consumers", "messages", "lag"):
-        table.add_column(number, justify="right")
+    table = _table("queue", "type", "events", "consumers", "messages", "lag")
     for one in found:
+        counts = (one.consumers, one.messages, one.lag)
         table.add_row(
             Text(printable(one.queue), style="bold"),
             one.type,
             Text(printable(" ".join(one.patterns))),
-            *(
-                Text("–" if count is None else f"{count:,}")
-                for count in (one.consumers, one.messages, one.lag)
-            ),
+            *("–" if count is None else f"{count:,}" for count in counts),
         )
     console = new_console()
     console.print(table)
     for one in found:
         if one.may_hold_up_the_relay:
             console.print(Text(HOLDS_UP.format(printable(one.queue)), style="bold red"))
+
+
+def _print_webhooks(found: Sequence[Mapping[str, Any]]) -> None:
+    from rich.text import Text
+
+    table = _table("webhook", "state", "events", "position", "lag")
+    for one in found:
+        table.add_row(
+            Text(printable(one["name"]), style="bold"),
+            Text(one["state"], style="" if one["state"] == "active" else "bold red"),
+            Text(printable(" ".join(one["types"]))),
+            *(f"{one[count]:,}" for count in ("position", "lag_events")),
+        )
+    new_console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in NUMBERS else "left")
+    return table

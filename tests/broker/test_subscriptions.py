@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from aio_pika import ExchangeType
 from click.testing import CliRunner, Result
@@ -27,6 +28,7 @@ async def name(vhost: Vhost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FPSO_AMQP_URL", vhost.owner_url)
     monkeypatch.setenv("FPSO_AMQP_MANAGEMENT_URL", vhost.management_url)
+    monkeypatch.delenv("FPSO_DATABASE_URL", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     name = f"subscriber.{secrets.token_hex(4)}"
     async with connected(vhost.owner_url, "test") as owner, connected(vhost.subscriber_url, "test") as theirs:
@@ -59,7 +61,7 @@ async def counted(name: str) -> dict[str, Any]:
         while True:
             result = await run("--json")
             assert result.exit_code == 0, result.output
-            found = {one["queue"]: one for one in json.loads(result.stdout)}
+            found = {one["queue"]: one for one in json.loads(result.stdout)["queues"]}
             if found[f"{name}.read"]["consumers"] and found["fpso.events.stream"]["messages"]:
                 return found
             await asyncio.sleep(0.2)
@@ -108,9 +110,52 @@ async def test_a_broker_that_cannot_be_asked_is_said_to_be_so(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FPSO_AMQP_URL", "amqp://fpso:secret@127.0.0.1/")
     monkeypatch.setenv("FPSO_AMQP_MANAGEMENT_URL", url)
+    monkeypatch.delenv("FPSO_DATABASE_URL", raising=False)
     result = await run()
     assert result.exit_code == 3
     assert "secret" not in result.stderr
+
+
+async def test_webhooks_are_shown_too_and_without_a_broker(
+    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FPSO_AMQP_URL", "")
+    monkeypatch.setenv("FPSO_DATABASE_URL", database)
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            """
+            INSERT INTO delivery.webhooks (name, url, types, state, position, secret, is_handshake_waived)
+            VALUES ('planning', 'https://planning.example', '{fpso.vessel.*}', 'parked', 7, 'whsec_x', true)
+            """
+        )
+    result = await run()
+    assert result.exit_code == 0, result.output
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["webhook", "state", "events", "position", "lag"],
+        ["planning", "parked", "fpso.vessel.*", "7", "0"],
+    ]
+    found = json.loads((await run("--json")).stdout)
+    assert found["queues"] is None
+    assert found["webhooks"][0]["name"] == "planning"
+
+
+async def test_queues_are_shown_to_who_may_not_see_webhooks(
+    name: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = urlsplit(database)._replace(path="/postgres").geturl()
+    monkeypatch.setenv("FPSO_DATABASE_URL", elsewhere)
+    result = await run()
+    assert result.exit_code == 0
+    assert name in result.stdout
+    assert "webhooks are not shown" in result.stderr
+
+
+async def test_with_neither_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FPSO_AMQP_URL", "")
+    monkeypatch.setenv("FPSO_DATABASE_URL", "")
+    assert (await run()).exit_code == 3
 
 
 def test_exchanges_that_are_bound_in_a_circle_are_gone_round_once() -> None:
