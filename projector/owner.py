@@ -1,6 +1,7 @@
 """What the commands of the databases' owner have in common: a session, refusals, and words for errors."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -55,6 +56,7 @@ async def check_migrated(connection: Connection) -> None:
 
 def run(work: Coroutine[Any, Any, None]) -> int:
     """Do it; the exit code."""
+    logging.getLogger("projector").addHandler(logging.NullHandler())  # a person is told in words
     try:
         return uvloop.run(_exit_code_of(work))
     except KeyboardInterrupt:
