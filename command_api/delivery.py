@@ -63,7 +63,7 @@ class Courier:
         self._reader = reader
         self._session = session
         self._retry_seconds = retry_seconds
-        self._examined = 0
+        self._passed_over = (0, 0)  # from the checkpoint up to where; it is written now and then
         self._passed_over_at = 0.0
         self._not_before = 0.0
         self.turned_at = 0.0
@@ -76,9 +76,9 @@ class Courier:
 
     def has_work(self, webhook: Webhook, head: int) -> bool:
         """Whether a turn would do anything, with the event store's end at ``head``."""
-        if webhook.state == "unconfirmed" or max(webhook.position, self._examined) < head:
-            return True
-        return webhook.position < self._examined and self._may_pass_over
+        examined = self._examined(webhook)
+        is_behind = webhook.position < examined and self._may_pass_over
+        return webhook.state == "unconfirmed" or examined < head or is_behind
 
     def rest(self, seconds: float) -> None:
         """Make no attempt for so long."""
@@ -94,20 +94,25 @@ class Courier:
             await self._ask(webhook)
             return
         until = time.monotonic() + TURN_SECONDS
-        self._examined = max(self._examined, webhook.position)
-        for event in await self._reader.after(self._examined, BATCH_EVENTS):
+        for event in await self._reader.after(self._examined(webhook), BATCH_EVENTS):
             if webhook.takes(event.type):
                 after = await self._deliver(webhook, event)
-                if after is None or after.attempts:
+                if after is None or after.position != event.position:
                     return
                 webhook = after
-            self._examined = event.position
+            self._passed_over = (webhook.position, event.position)
             is_over = stopping.is_set() or time.monotonic() > until
             if is_over or self.due_in_seconds or webhook.state != "active":
                 return
-        if webhook.position < self._examined and self._may_pass_over:
-            await self._registry.passed_over(webhook, self._examined)
+        examined = self._examined(webhook)
+        if webhook.position < examined and self._may_pass_over:
+            await self._registry.passed_over(webhook, examined)
             self._passed_over_at = time.monotonic()
+
+    def _examined(self, webhook: Webhook) -> int:
+        """Its checkpoint, or the end of what was passed over since."""
+        position, examined = self._passed_over
+        return examined if position == webhook.position else webhook.position
 
     @property
     def _may_pass_over(self) -> bool:
@@ -174,8 +179,10 @@ class Delivery:
         self._is_leading = False
         self._looked_at = time.monotonic()
         self._database_cause: str | None = "not read yet"
+        self._failure: Exception | None = None
+        """What ends the lead, met by a turn."""
         self._stops: dict[int, str] = {}
-        """The causes of webhooks that have come to an event which cannot be read."""
+        """What ended the last turn of a webhook: nothing that its receiver did."""
 
     async def database_check(self) -> str | None:
         """Why the database cannot be read or led from, if so."""
@@ -243,7 +250,7 @@ class Delivery:
             asyncio.TaskGroup() as group,
         ):
             holding_on = group.create_task(session.hold())
-            self._is_leading = True
+            self._is_leading, self._failure = True, None
             self._looked_at = time.monotonic()
             LEADING.set(1)
             log.info("leading")
@@ -251,6 +258,8 @@ class Delivery:
                 async with asyncio.TaskGroup() as turns:
                     while not self._stopping.is_set():
                         self._wake.clear()
+                        if self._failure is not None:
+                            raise self._failure
                         seconds = await self._begin_turns(session, turns)
                         with suppress(TimeoutError):
                             async with asyncio.timeout(seconds):
@@ -293,22 +302,26 @@ class Delivery:
         try:
             await courier.turn(webhook, self._stopping)
             self._stops.pop(webhook.id, None)
+        except (LeadershipLost, psycopg.Error) as error:
+            # Not raised here: the group would be shutting down while the next turns are being begun.
+            self._failure = error
         except UnreadableEvent as error:
-            self._note_stop(webhook, error)
+            # What lies before it was delivered; nobody passes it over.
+            self._note_stop(webhook, f"stopped at position {error.position} ({error.type}): {error.cause}")
+            courier.rest(POLL_INTERVAL)
+        except Exception as error:
+            # The edge of one webhook: whatever ends its turn must not end those of the others.
+            log.exception("turn failed", extra={"webhook": webhook.name})
+            self._note_stop(webhook, f"{webhook.name}: {type(error).__name__}: {error}")
             courier.rest(POLL_INTERVAL)
         finally:
             courier.turned_at = time.monotonic()
             self._busy.discard(webhook.id)
         self._wake.set()
 
-    def _note_stop(self, webhook: Webhook, error: UnreadableEvent) -> None:
-        """What lies before it was delivered; nobody passes it over."""
-        cause = f"stopped at position {error.position} ({error.type}): {error.cause}"
+    def _note_stop(self, webhook: Webhook, cause: str) -> None:
         if self._stops.get(webhook.id) != cause:
-            log.error(
-                "stopped",
-                extra={"webhook": webhook.name, "position": error.position, "cause": error.cause},
-            )
+            log.error("stopped", extra={"webhook": webhook.name, "cause": cause})
         self._stops[webhook.id] = cause
 
     def _courier(self, webhook: Webhook, session: Session) -> Courier:

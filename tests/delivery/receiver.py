@@ -58,6 +58,8 @@ class Receiver:
         self.behaviour: Behaviour | None = None
         """Answers deliveries instead."""
         self.url = ""
+        self.sent_bytes = 0
+        """Of answers without end."""
         self.server_names: list[str | None] = []
 
     @property
@@ -98,7 +100,8 @@ class Receiver:
                     lines.append(f"Content-Length: {len(answer.body)}")
                 writer.write("\r\n".join([*lines, "", ""]).encode() + answer.body)
                 while answer.is_endless:
-                    writer.write(b"x" * 1024)
+                    writer.write(b"x" * 4096)
+                    self.sent_bytes += 4096
                     await writer.drain()
         writer.close()
 

@@ -214,6 +214,7 @@ async def test_an_answer_without_end_does_not_hold_it(endpoint: Endpoints, recei
     assert await delivered(endpoint(receiver.url)) == 200
     with pytest.raises(Failure, match="answered 500"):
         await delivered(endpoint(receiver.url))
+    assert receiver.sent_bytes < 16 * 2**20, "what the sockets hold, and little more"
 
 
 async def test_an_attempt_has_its_time(endpoint: Endpoints, receiver: Receiver) -> None:
