@@ -20,7 +20,7 @@ run: $(RUN) rabbitmq ## Run the whole system on this machine until Ctrl-C (FPSO_
 	@.venv/bin/python -m infra.local.supervisor
 
 test: $(DEVELOP) $(NODE) rabbitmq ## Run all tests, or some: make test ARGS="tests/domain -x"
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n logical --maxprocesses=4 --durations=15 $(ARGS)
 
 check: $(DEVELOP) ## Lint, types, import rules; no released event broken, no document stale
 	.venv/bin/ruff check .

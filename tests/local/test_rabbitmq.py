@@ -13,10 +13,7 @@ from pamqp.common import FieldValue
 from infra.local.rabbitmq import LocalRabbitMQ, server_program
 from tests.local.conftest import eventually, running_in
 
-pytestmark = [
-    pytest.mark.skipif(server_program() is None, reason="this machine has no RabbitMQ"),
-    pytest.mark.xdist_group("broker"),
-]
+pytestmark = pytest.mark.skipif(server_program() is None, reason="this machine has no RabbitMQ")
 
 QUORUM: dict[str, FieldValue] = {"x-queue-type": "quorum"}
 NAMES_ARE_WRITTEN_SECONDS = 1.5  # RabbitMQ does it after half a second, and says so to nobody

@@ -17,12 +17,9 @@ from infra.local.rabbitmq import server_program
 from infra.local.system import Options, System
 from tests.system.client import Client, wait_until
 
-pytestmark = [
-    pytest.mark.skipif(
-        server_program() is None, reason="this machine has no RabbitMQ that could be stopped and started"
-    ),
-    pytest.mark.xdist_group("outages"),
-]
+pytestmark = pytest.mark.skipif(
+    server_program() is None, reason="this machine has no RabbitMQ that could be stopped and started"
+)
 
 DEADLINE = 60.0  # seconds
 
