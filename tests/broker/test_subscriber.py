@@ -20,6 +20,7 @@ from infra.broker import (
     PROJECTOR_QUEUE,
     STREAM_QUEUE,
     BrokerUnavailable,
+    PublishFailed,
     connected,
 )
 from infra.broker_users import CONNECTION_LIMITS
@@ -224,3 +225,22 @@ async def test_connections_are_counted(vhost: Vhost) -> None:
             await stack.enter_async_context(connected(vhost.subscriber_url, "test"))
         with pytest.raises(BrokerUnavailable):
             await stack.enter_async_context(connected(vhost.subscriber_url, "test"))
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+async def test_only_a_classic_queue_can_refuse_events_and_hold_up_the_relay(
+    vhost: Vhost, subscriber: AbstractConnection, name: str, kind: str
+) -> None:
+    refusing = {"x-queue-type": kind, "x-max-length": 1, "x-overflow": "reject-publish"}
+    async with connected(vhost.owner_url, "test") as owner, subscriber.channel() as channel:
+        publisher = await everything_ready(owner)
+        queue = await channel.declare_queue(name, durable=True, arguments={**refusing})
+        await queue.bind(EVENTS_EXCHANGE, "#")
+        published = publisher.publish(events(1, 5)).confirmed()
+        if kind == "quorum":
+            await published
+        else:
+            # RabbitMQ's rule, said in docs/operations.md; `fpso subscriptions` names the queue.
+            with pytest.raises(PublishFailed, match="a queue that is full, refused"):
+                await published
+        await queue.delete(if_unused=False, if_empty=False)
