@@ -25,7 +25,7 @@ from events.values import time_of, time_text
 from infra.broker import first_of
 from infra.database import READ_MODEL_CHANNEL
 from infra.event_store.reader import Head, Reader, reading_pool
-from infra.migrations import migrate_copy
+from infra.migrations import MIGRATION_LOCK_KEY, migrate_copy
 from infra.settings import Settings, load
 from projector.comparison import Differences, Side, differences_between
 from projector.copies import PROJECTIONS, Copy
@@ -117,6 +117,7 @@ class Workshop:
     async def building(self, schema: str) -> AsyncIterator[Copy]:
         """The copy in ``schema``, made or brought up to date, watched for as long as the context lasts."""
         await asyncio.to_thread(migrate_copy, self.url, schema)
+        await self._check_revision(schema)
         await take_over(self.connection, schema)
         try:
             async with Copy.of(self.url, schema, self.reader) as copy, asyncio.TaskGroup() as group:
@@ -168,6 +169,24 @@ class Workshop:
         except RewindNeeded as error:
             return str(error)
         return None
+
+    async def _check_revision(self, schema: str) -> None:
+        """Raise `Refused` where the live one has been migrated by another release than the copy."""
+        revisions = await one(
+            self.connection,
+            SQL(
+                """
+                SELECT live.version_num AS live, copy.version_num AS copy
+                FROM read_model.alembic_version AS live CROSS JOIN {} AS copy
+                """
+            ).format(Identifier(schema, "alembic_version")),
+        )
+        assert revisions is not None, "both have been migrated"
+        if revisions["live"] != revisions["copy"]:
+            raise Refused(
+                f"The read model is at revision {revisions['live']}, this release makes {revisions['copy']}: "
+                "services would miss tables after the swap. Bring both to one release, then rebuild."
+            )
 
     # --- comparing -----------------------------------------------------------------------------------------
 
@@ -229,6 +248,7 @@ class Workshop:
             try:
                 async with self.connection.transaction() as transaction:
                     await self._begin_swap(dropped)
+                    await self._check_revision(copy.schema)
                     live = self._valid(await _checkpoints(self.connection))
                     if not await copy.advance_a_little(live):
                         raise psycopg.Rollback(transaction)
@@ -251,6 +271,7 @@ class Workshop:
             """,
             [list(SWAP_SESSION), list(SWAP_SESSION.values())],
         )
+        await self.connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK_KEY])
         if dropped is not None:
             await _drop(self.connection, dropped)
         # Every query names `checkpoints` first: one that has got it is waited for, one that has not finds the

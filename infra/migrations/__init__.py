@@ -19,7 +19,8 @@ ROLES = ("fpso_command", "fpso_relay", "fpso_projector", "fpso_query", "fpso_del
 """Each service's own role; what it may do is granted by the migrations."""
 
 # Roles belong to the whole server, so whoever migrates any database of it takes the same lock.
-_LOCK = 0x4650534F  # "FPSO"
+MIGRATION_LOCK_KEY = 0x4650534F  # "FPSO"
+"""Of the advisory session lock that whoever migrates a database holds meanwhile."""
 
 
 def migrate(database_url: str, read_database_url: str | None, passwords: dict[str, str]) -> None:
@@ -50,7 +51,7 @@ def grant_read_model() -> None:
 
 def _upgrade(url: str, history: str, schema: str, passwords: dict[str, str]) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK_KEY])
         _ensure_roles(connection, passwords)
         connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
         config = Config()

@@ -16,6 +16,7 @@ from rich.console import Console
 from events.equipment import EquipmentActivated, EquipmentDeactivated
 from events.values import time_text
 from infra.event_store.reader import Reader, reading_pool
+from infra.migrations import MIGRATION_LOCK_KEY
 from infra.settings import Settings
 from projector import rebuild as rebuild_module
 from projector.event_log import EventLog
@@ -104,6 +105,16 @@ def is_waiting(store: Store, table: str) -> bool:
         "SELECT pid FROM pg_locks WHERE NOT granted AND relation = to_regclass(%s)"
         " AND pid IN (SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'fpso %%')",
         table,
+    )
+    return bool(waiting)
+
+
+def has_tried_for(store: Store, kind: str) -> bool:
+    """Whether a session of a rebuild waits for a lock of a kind."""
+    waiting = store.query(
+        "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND locktype = %s AND application_name = 'fpso rebuild'",
+        kind,
     )
     return bool(waiting)
 
@@ -344,6 +355,25 @@ async def test_a_rebuild_that_loses_its_session_ends_and_swaps_nothing(
             with pytest.raises((psycopg.OperationalError, Refused)):
                 await task
     assert contents(store) == before
+
+
+async def test_a_migration_meanwhile_is_not_taken_back(
+    store: Store, live: ReadModel, rebuilding: Rebuilding
+) -> None:
+    before = contents(store)
+    with holding(store, QUERY) as query:
+        async with under_way(store, rebuilding.rebuild(), "read_model.checkpoints") as task:
+            with psycopg.connect(store.database, autocommit=True) as migration:
+                migration.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK_KEY])
+                query.rollback()
+                await until(lambda: has_tried_for(store, "advisory"), "it waits for the migration")
+                migration.execute("UPDATE read_model.alembic_version SET version_num = 'newer'")
+            with pytest.raises(Refused, match="is at revision newer, this release makes"):
+                await task
+    with pytest.raises(Refused, match="is at revision newer"):
+        await rebuilding.rebuild()
+    assert contents(store) == before
+    assert schemas(store) == {"read_model"}
 
 
 async def test_a_download_that_is_under_way_sees_one_copy_and_holds_up_the_swap_but_no_query(
