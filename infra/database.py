@@ -41,14 +41,15 @@ KEEPALIVE: dict[str, Any] = {
 def pool_of(url: str, size: int, name: str, *, options: str = "") -> Pool:
     """A pool, not yet open, of at most ``size`` autocommit connections whose rows are dicts.
 
-    ``options`` are PostgreSQL settings of the sessions, as in ``-c statement_timeout=5s``.
+    ``options`` are PostgreSQL settings of the sessions, as in ``-c statement_timeout=5s``. Their time zone is
+    UTC, whatever the server's: in another one Python has no first and no last day.
     """
     kwargs: dict[str, Any] = {
         "autocommit": True,
         "row_factory": dict_row,
         "connect_timeout": CONNECT_TIMEOUT,
         "application_name": name,
-        "options": options,
+        "options": f"-c timezone=UTC {options}",
         **KEEPALIVE,
     }
     return AsyncConnectionPool(

@@ -30,7 +30,7 @@ READ_SECONDS = 10.0
 DOWNLOAD_WAIT = 5.0  # seconds
 
 _SESSION = (
-    "-c search_path=read_model -c default_transaction_read_only=on -c jit=off "
+    "-c search_path=read_model -c timezone=UTC -c default_transaction_read_only=on -c jit=off "
     f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
 )
 

@@ -95,6 +95,12 @@ class Store:
             row[0] for row in self.query("SELECT notification_id FROM event_store.stored_events ORDER BY 1")
         ]
 
+    def set_time_zone(self, name: str) -> None:
+        """Of sessions to come that do not say otherwise."""
+        with psycopg.connect(self.database, autocommit=True) as connection:
+            database = sql.Identifier(connection.info.dbname)
+            connection.execute(sql.SQL("ALTER DATABASE {} SET timezone = {}").format(database, name))
+
     def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """The rows of a query, as the owner."""
         with psycopg.connect(self.database, autocommit=True) as connection:

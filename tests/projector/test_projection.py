@@ -19,7 +19,8 @@ from events.equipment import (
 )
 from events.event import EventData
 from events.vessel import VesselDecommissioned, VesselRecommissioned, VesselRegistered, VesselRenamed
-from projector.projection import CheckpointMoved, Unprojectable
+from infra.event_store.reader import Reader, reading_pool
+from projector.projection import CheckpointMoved, Tables, Unprojectable, writing_pool
 from tests.projector.conftest import ReadModel
 from tests.projector.store import Store, an_equipment
 
@@ -293,6 +294,24 @@ async def test_a_value_that_the_database_refuses_is_found_in_its_batch(
         await read_model.project()
     assert raised.value.event.position == position
     assert read_model.checkpoint() == last, "what came before it is written"
+
+
+async def test_the_server_s_time_zone_is_no_matter(store: Store) -> None:
+    store.set_time_zone("America/New_York")
+    store.register_vessel()
+    store.register_equipment("A")
+    first_day = datetime(1, 1, 1, tzinfo=UTC)
+    store.append(
+        (
+            "equipment/A",
+            OperationRecorded(operation_id="op-1", **CLEANING, performed_at=first_day),
+        )
+    )
+    voided = store.append(("equipment/A", OperationVoided(operation_id="op-1")))
+    async with reading_pool(store.database, 1, "test") as reading, writing_pool(store.database, 1) as writing:
+        for event in await Reader(reading).after(0, 10):
+            await Tables(writing).project([event])
+    assert store.query("SELECT voided, position FROM read_model.operations") == [(True, voided)]
 
 
 async def test_the_event_log_keeps_an_event_exactly_as_stored(store: Store, read_model: ReadModel) -> None:
