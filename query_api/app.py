@@ -15,7 +15,7 @@ from infra.settings import ApiSettings, PositiveInt
 from infra.web import instance_of, new_api
 from query_api import audit, compare, documentation, equipment, feed, history, operations, projection, vessels
 from query_api.audit import AuditLog
-from query_api.feed import Feed
+from query_api.following import Feed
 from query_api.read_model import ReadModel
 
 log = logging.getLogger(__name__)

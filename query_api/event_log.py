@@ -188,7 +188,8 @@ async def examine(
     rows = await read_model.rows(statement, parameters, min_position, "event_log")
     checkpoint, head, epoch = rows[0][:3]
     events = [event_of(row[3:]) for row in rows if row[3] is not None]
-    next_after = events[-1].position if len(events) == examined else max(after, checkpoint)
+    last = events[-1].position if events else after
+    next_after = last if len(events) == examined else max(last, checkpoint)
     events = [event for event in events if selection.includes(event.type, event.stream)]
     if len(events) > limit:
         del events[limit:]

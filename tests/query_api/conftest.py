@@ -16,7 +16,7 @@ from events.event import EventData
 from events.state import EquipmentState, VesselState, equipment_after, vessel_after
 from events.vessel import VesselEvent
 from query_api.app import create_app
-from query_api.feed import Feed
+from query_api.following import Feed
 from query_api.read_model import ReadModel
 
 

@@ -50,8 +50,11 @@ def sail(fleet: Fleet, events: int) -> None:
             fleet.log(stream, event.type, data, burnt=number % 3)
 
 
-def announce(fleet: Fleet) -> None:
-    fleet.run("SELECT pg_notify('read_model', '0')")
+def happen(fleet: Fleet, stream: str, type_: str) -> None:
+    """One event, and the projector says that there is one."""
+    with fleet.connection.transaction():
+        fleet.log(stream, type_, "{}")
+        fleet.run("SELECT pg_notify('read_model', '0')")
 
 
 # --- What a page is ---------------------------------------------------------------------------------------
@@ -199,13 +202,11 @@ async def test_a_long_poll_is_answered_by_the_first_event_that_was_asked_for(
         for selection in ({}, {"type": "fpso.vessel.*"}, {"stream": "vessel/NEW"})
     ]
     await waiting(3)
-    fleet.log("equipment/P-1", "fpso.equipment.updated.v1", "{}")
-    announce(fleet)
+    happen(fleet, "equipment/P-1", "fpso.equipment.updated.v1")
     found = await polls[0]
     assert (positions(found), found["next_after"], found["head"]) == ([head + 1], head + 1, head + 1)
     assert not polls[1].done()
-    fleet.log("vessel/NEW", "fpso.vessel.registered.v1", "{}")
-    announce(fleet)
+    happen(fleet, "vessel/NEW", "fpso.vessel.registered.v1")
     assert [positions(await poll) for poll in polls[1:]] == [[head + 2]] * 2
     await waiting(0)
 
@@ -220,8 +221,7 @@ async def test_an_event_wakes_also_where_nobody_was_told(client: httpx.AsyncClie
 async def test_a_long_poll_ends_with_what_it_has_looked_at(client: httpx.AsyncClient, fleet: Fleet) -> None:
     poll = asyncio.create_task(page(client, wait=1, type="fpso.equipment.*"))
     await waiting(1)
-    fleet.log("vessel/VAL", "fpso.vessel.registered.v1", "{}")
-    announce(fleet)
+    happen(fleet, "vessel/VAL", "fpso.vessel.registered.v1")
     assert await poll == {"items": [], "next_after": 1, "head": 1, "epoch": 1}
 
 
@@ -231,16 +231,14 @@ async def test_a_long_poll_beyond_the_head_waits_for_what_comes_after(
     poll = asyncio.create_task(page(client, after=2, wait=30))
     await waiting(1)
     for number in range(3):
-        fleet.log(f"vessel/V{number}", "fpso.vessel.registered.v1", "{}")
-        announce(fleet)
+        happen(fleet, f"vessel/V{number}", "fpso.vessel.registered.v1")
     assert positions(await poll) == [3]
 
 
 async def test_what_was_lost_is_fetched_once_it_is_there(client: httpx.AsyncClient, fleet: Fleet) -> None:
     fleet.log("vessel/VAL", "fpso.vessel.registered.v1", "{}")
     poll = asyncio.create_task(page(client, after=0, min_position=2))
-    fleet.log("vessel/VAL", "fpso.vessel.renamed.v1", "{}")
-    announce(fleet)
+    happen(fleet, "vessel/VAL", "fpso.vessel.renamed.v1")
     assert positions(await poll) == [1, 2]
 
 

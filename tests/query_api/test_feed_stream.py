@@ -11,10 +11,10 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from query_api import feed
+from query_api import feed, following
 from query_api.app import create_app
 from query_api.event_log import EVERYTHING
-from query_api.feed import Bounds, Feed, Item, Page, Ring
+from query_api.following import Bounds, Feed, Item, Page, Ring
 from query_api.read_model import ReadModel
 from tests.query_api.conftest import Fleet
 from tests.query_api.streams import DEADLINE, Stream, serving, until
@@ -254,7 +254,7 @@ async def test_500_idle_readers_cost_no_database_connection_each(
 async def test_slow_readers_get_everything_and_the_server_keeps_none_of_it(
     fleet: Fleet, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "RING_BYTES", 1_000_000)
+    monkeypatch.setattr(following, "RING_BYTES", 1_000_000)
     slow, events, size = 4, 80, 100_000
     async with AsyncExitStack() as stack:
         streams = [
@@ -276,14 +276,15 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_may_come_back(
     fleet: Fleet, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "STALL_SECONDS", 0.2)
-    rename(fleet, "x" * 100_000, times=80)
+    monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 0.1)
+    rename(fleet, "x" * 100_000, times=60)
     async with await Stream.opened(port, buffer=SMALL) as stream:
         [first] = await stream.positions(1)
         await until(lambda: readers() == 0)
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await stream.events(80)
+            await stream.events(60)
     async with await Stream.opened(port, last=first) as stream:
-        assert await stream.positions(79) == list(range(2, 81))
+        assert await stream.positions(59) == list(range(2, 61))
 
 
 @pytest.mark.parametrize("readers_max", [2])
@@ -352,7 +353,7 @@ def positions(page: Page | None) -> list[int] | None:
 
 
 def test_a_ring_has_what_is_after_its_floor_and_nothing_older(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "RING_EVENTS", 3)
+    monkeypatch.setattr(following, "RING_EVENTS", 3)
     ring = ring_of(1, 1, 1, 1)
     assert (ring.floor, ring.top) == (20, 55)
     assert positions(ring.after(19, EVERYTHING, Bounds(9))) is None
@@ -364,7 +365,7 @@ def test_a_ring_has_what_is_after_its_floor_and_nothing_older(monkeypatch: pytes
 
 
 def test_a_ring_is_bounded_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "RING_BYTES", 100)
+    monkeypatch.setattr(following, "RING_BYTES", 100)
     assert positions(ring_of(60, 30, 30).after(20, EVERYTHING, Bounds(9))) == [30, 40]
     assert ring_of(10, 300).floor == 30
 
