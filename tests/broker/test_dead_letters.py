@@ -24,6 +24,7 @@ from infra.broker import (
 from infra.dead_letters import DeadLetters
 from tests.broker.test_broker import an_event, everything_ready
 
+KEY = "some.\x1b[31mkey"
 FOREIGN = b"what is \x1b[31mthis\xff"
 POSITIONS = (7, 3, 9)
 """Of what is set aside, in this order; something foreign comes after the first."""
@@ -49,7 +50,7 @@ async def connection(url: str) -> AsyncIterator[AbstractConnection]:
             exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
             await exchange.publish(
                 aio_pika.Message(FOREIGN, headers={"CC": ["elsewhere"], "raw": bytearray(b"\xff")}),
-                "some.key",
+                KEY,
             )
         await publisher.publish(others).confirmed()
         arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
@@ -99,7 +100,7 @@ async def test_people_see_the_oldest_and_how_many_there_are() -> None:
     header, first, second, rest = [line.split() for line in result.stdout.splitlines()]
     assert header == ["id", "position", "type", "cause"]
     assert first[1:] == ["7", "fpso.equipment.updated.v1", "cause", "0"]
-    assert second[1:] == ["–", "some.key", "cause", "1"]
+    assert second[1:] == ["–", r"some.\x1b[31mkey", "cause", "1"]
     assert " ".join(rest) == "… the oldest 2 of 4"
 
 
@@ -110,7 +111,7 @@ async def test_one_is_shown_whole_and_steers_no_terminal() -> None:
     assert "\x1b" not in result.stdout
     shown = json.loads(result.stdout)
     assert shown["body"] == "what is \x1b[31mthis\\xff"
-    assert (shown["exchange"], shown["routing_key"]) == (EVENTS_EXCHANGE, "some.key")
+    assert (shown["exchange"], shown["routing_key"]) == (EVENTS_EXCHANGE, KEY)
     assert (await run("show", "ffffffffffff0")).exit_code == 1
 
 

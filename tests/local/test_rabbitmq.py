@@ -43,8 +43,11 @@ async def test_what_was_confirmed_survives_a_kill(broker: LocalRabbitMQ) -> None
     await asyncio.sleep(NAMES_ARE_WRITTEN_SECONDS)
 
     broker.kill()
+    broker.passwords.file.unlink()  # users and their passwords are loaded at every start
     broker.start()
 
+    async with await aio_pika.connect(broker.subscriber_url):
+        pass
     async with await aio_pika.connect(broker.url) as connection:
         channel = await connection.channel()
         queue = await channel.get_queue("quorum-kept")
