@@ -36,6 +36,8 @@ DRAIN_MAX_BYTES = 80 * 1024 * 1024
 """So much of a refused body is still read: an import at its limit, and some more."""
 DRAIN_SECONDS = 30.0
 SLOW = 1.0  # seconds; a request that takes longer is logged even though it succeeded
+WAITS = "fpso.waits"
+"""True in the scope of a request that takes long because it was asked to."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 COMMAND_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -290,7 +292,8 @@ def _measure(scope: Scope, method: str, status: int, seconds: float) -> None:
     route = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", "(none)")
     _requests(method if method in METHODS else "other", route, status).observe(seconds)
     # A line for every request would say what the metrics say; a refusal or a delay is worth finding again.
-    level = logging.INFO if status >= 400 or seconds > SLOW else logging.DEBUG
+    is_slow = seconds > SLOW and not scope.get(WAITS)
+    level = logging.INFO if status >= 400 or is_slow else logging.DEBUG
     if log.isEnabledFor(level):
         facts = {"method": method, "path": instance_of(scope), "status": status, "seconds": round(seconds, 6)}
         log.log(level, "answered", extra=facts)

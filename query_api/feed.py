@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from events.values import code_of
 from infra.service import ABORT
+from infra.web import WAITS
 from query_api.described import described_stream, described_value
 from query_api.event_log import Selection
 from query_api.following import UNREADABLE, Bounds, Feed, Item, Page, Reader
@@ -279,6 +280,7 @@ class EventStream(Response):
             page = await self._first()  # whatever goes wrong up to here is still answered as a problem
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if not scope.get("is_head"):
+                scope[WAITS] = True
                 with reader.watching(receive), closing(Outlet(reader, send)) as outlet:
                     await self._stream(reader, page, outlet)
         await send({"type": "http.response.body", "body": b""})
@@ -337,6 +339,7 @@ async def list_events(polling: Annotated[Polling, Query()], request: Request, fe
     bounds = Bounds(polling.limit)
     page = await feed.page(polling.selection, polling.after, bounds, polling.min_position)
     if not page.items and polling.wait:
+        request.scope[WAITS] = True
         with (
             feed.reading(polling.selection, _abort_of(request.scope)) as reader,
             reader.watching(request.receive),

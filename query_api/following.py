@@ -42,8 +42,8 @@ FAREWELL_SECONDS = 1.0
 
 READERS = Gauge("fpso_feed_readers", "Readers that wait for events, by a stream or a long poll")
 
-UNREADABLE = (psycopg.OperationalError, PoolTimeout, TooManyRequests)
-"""The database is down, or has more to do than it can."""
+UNREADABLE = (psycopg.Error, PoolTimeout, TooManyRequests)
+"""The database is down, has more to do than it can, or has not been migrated yet."""
 
 # --- The newest events ------------------------------------------------------------------------------------
 
@@ -106,6 +106,10 @@ class Ring:
         self.head, self.epoch = page.head, page.epoch
         self._items: list[Item] = []
         self._size = 0
+
+    def is_void(self, page: Page) -> bool:
+        """Whether ``page`` shows that the log was restored, so that other events may have these positions."""
+        return self.epoch < page.epoch or self.top > page.checkpoint
 
     def extend(self, page: Page) -> None:
         """Add what comes after ``top``; the oldest give way."""
@@ -228,7 +232,7 @@ class Feed:
             page = await self.page(EVERYTHING, ring.top, Bounds(READ_EVENTS))
         if self._ring is not ring or not self._readers:
             return False  # everybody has gone meanwhile, and perhaps others have come
-        if ring is None or ring.epoch < page.epoch:  # what it has of an earlier epoch may be void
+        if ring is None or ring.is_void(page):
             self._ring = Ring(page)
         else:
             ring.extend(page)
