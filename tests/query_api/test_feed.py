@@ -21,7 +21,8 @@ from tests.query_api.voyage import voyage
 
 
 async def page(client: httpx.AsyncClient, **parameters: Any) -> Any:
-    answer = await client.get("/v1/events", params=parameters)
+    async with asyncio.timeout(20):  # less than a long poll may take
+        answer = await client.get("/v1/events", params=parameters)
     assert answer.status_code == 200, answer.text
     return answer.json()
 

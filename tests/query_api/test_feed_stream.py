@@ -87,7 +87,10 @@ def readers() -> float:
 # --- What a stream is -------------------------------------------------------------------------------------
 
 
-async def test_a_stream_gives_what_was_and_then_what_comes(fleet: Fleet, port: int) -> None:
+async def test_a_stream_gives_what_was_and_then_what_comes(
+    fleet: Fleet, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 2 * DEADLINE)  # which would be another chance to look
     sail(fleet, 250)
     async with await Stream.opened(port) as stream:
         assert stream.status == 200
