@@ -18,6 +18,8 @@ const GATEWAY_URL = process.env.FPSO_GATEWAY_URL ?? "http://localhost:8088";
 const PAGE = 1000; // events, and deliveries that are out unacknowledged
 const GATHERING = 20; // milliseconds, in which deliveries are gathered to be committed together
 const STATUS = { registered: "active", activated: "active", deactivated: "inactive" };
+const PREFIX = "cloudEvents_";
+const NEEDED = ["id", "source", "type", "subject", "position", "previousposition", "previousoftype"];
 const OPERATIONS = { "operation-recorded": 1, "operation-voided": -1 };
 
 const db = new DatabaseSync(file);
@@ -34,12 +36,15 @@ db.exec(`
     operations INTEGER NOT NULL DEFAULT 0
   );
 `);
-const run = (statement, ...parameters) => db.prepare(statement).run(...parameters);
-const one = (query, ...parameters) => Object.values(db.prepare(query).get(...parameters) ?? {})[0] ?? 0;
+const prepared = {};
+const prepare = (statement) => (prepared[statement] ??= db.prepare(statement));
+const run = (statement, ...parameters) => prepare(statement).run(...parameters);
+const one = (query, ...parameters) => Object.values(prepare(query).get(...parameters) ?? {})[0] ?? 0;
 const commit = () => db.isTransaction && db.exec("COMMIT");
 const checkpoint = (chain) => one("SELECT position FROM checkpoints WHERE chain = ?", chain);
 const log = (text) => console.error(new Date().toISOString(), text);
-const inWords = (taken) => (taken.length ? `${taken.length} events, positions ${taken[0]} to ${taken.at(-1)}` : "nothing");
+const inWords = (taken) =>
+  taken.length ? `${taken.length} events, positions ${taken[0]} to ${taken.at(-1)}` : "nothing";
 class Stopped extends Error {} // what no later attempt would mend
 
 // What an event means here, in the transaction that moves the checkpoint: put your own work in its place.
@@ -48,10 +53,10 @@ function work({ subject, type, position }) {
   const what = type.split(".")[2];
   if (kind !== "equipment") return;
   run("INSERT OR IGNORE INTO equipment (code) VALUES (?)", code);
-  if (STATUS[what])
-    run("UPDATE equipment SET status = ?, status_at = ? WHERE code = ? AND status_at < ?", STATUS[what], position, code, position);
-  if (OPERATIONS[what])
-    run("UPDATE equipment SET operations = operations + ? WHERE code = ?", OPERATIONS[what], code);
+  const newer = "UPDATE equipment SET status = ?, status_at = ? WHERE code = ? AND status_at < ?";
+  if (STATUS[what]) run(newer, STATUS[what], position, code, position);
+  const more = "UPDATE equipment SET operations = operations + ? WHERE code = ?";
+  if (OPERATIONS[what]) run(more, OPERATIONS[what], code);
 }
 
 // The chain: what was taken before is skipped, what is missing before an event is taken from the feed first.
@@ -61,33 +66,47 @@ async function take(event) {
   if (event.position <= after) return false;
   if (previous > after) {
     log(`missing on chain ${chain}: after position ${after}, up to ${previous}`);
-    log(`healed on chain ${chain}: ${inWords((await read(after, types.length ? [chain] : [], previous)).taken)}`);
+    const { taken } = await read(after, types.length ? [chain] : [], previous);
+    log(`healed on chain ${chain}: ${inWords(taken)}`);
   }
   if (previous !== checkpoint(chain))
-    throw new Stopped(`chain broken: ${event.id} follows ${previous}, but the checkpoint is ${checkpoint(chain)}`);
+    throw new Stopped(`chain broken: ${event.id} follows ${previous}, not ${checkpoint(chain)}`);
   if (!db.isTransaction) db.exec("BEGIN");
-  work(event);
+  try {
+    work(event);
+  } catch (cause) {
+    throw new Stopped(`${event.id} at position ${event.position} could not be worked on`, { cause });
+  }
   run("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", chain, event.position);
   return true;
 }
 
-// Whether an epoch counts. After a restore from a backup, which opens one, what is here may never have happened.
-function counts(epoch) {
+// A restore from a backup opens an epoch, and positions from its first on are used again: what is delivered
+// of an older one may never have happened. What of it still counts is in the feed, where the chain leads.
+async function counts(epoch) {
   const known = one("SELECT epoch FROM subscription");
-  if (epoch > known && one("SELECT max(position) FROM checkpoints"))
-    throw new Stopped(`the system was restored from a backup, epoch ${epoch}: delete ${file} and start anew`);
-  if (epoch > known) run("UPDATE subscription SET epoch = ?", epoch);
+  if (epoch > known) {
+    const newer = (await get("/v1/epochs", {})).items.filter((item) => item.epoch > known);
+    const start = Math.min(...newer.map((item) => item.from_position));
+    if (start <= one("SELECT max(position) FROM checkpoints"))
+      throw new Stopped(`restored from a backup: what ${file} has from position ${start} on never happened`);
+    run("UPDATE subscription SET epoch = ?", epoch);
+  }
   return epoch >= known;
+}
+
+async function get(path, query) {
+  const given = new URLSearchParams(Object.entries(query).filter(([, value]) => value));
+  const answer = await fetch(`${GATEWAY_URL}${path}?${given}`, { signal: AbortSignal.timeout(30_000) });
+  if (!answer.ok) throw new Error(`the feed answers ${answer.status}: ${await answer.text()}`);
+  return answer.json();
 }
 
 async function read(after, types, to = 0) {
   const taken = [];
   for (let isMore = !to || after < to; isMore; ) {
-    const query = Object.entries({ after, type: types.join(), limit: PAGE, min_position: to }).filter(([, value]) => value);
-    const answer = await fetch(`${GATEWAY_URL}/v1/events?${new URLSearchParams(query)}`, { signal: AbortSignal.timeout(30_000) });
-    if (!answer.ok) throw new Error(`the feed answers ${answer.status}: ${await answer.text()}`);
-    const page = await answer.json();
-    counts(page.epoch);
+    const page = await get("/v1/events", { after, type: types.join(), limit: PAGE, min_position: to });
+    await counts(page.epoch);
     for (const event of page.items)
       if ((!to || event.position <= to) && (await take(event))) taken.push(event.position);
     commit(); // between two events, work and checkpoints agree
@@ -102,37 +121,46 @@ let newest = 0; // position delivered since the last look: what is beyond may be
 async function look() {
   const to = newest;
   newest = 0;
-  const { taken, after } = await read(types.length ? one("SELECT examined FROM subscription") : checkpoint("#"), types, to);
+  const from = types.length ? one("SELECT examined FROM subscription") : checkpoint("#");
+  const { taken, after } = await read(from, types, to);
   run("UPDATE subscription SET examined = max(examined, ?)", to || after);
   if (taken.length) log(`taken from the feed, as nobody had delivered it: ${inWords(taken)}`);
 }
 
+// The CloudEvent in AMQP's binary mode, if it is one; the chain shows where something is missing.
 function eventOf({ properties: { headers }, content }) {
-  const attributes = Object.entries(headers).filter(([name]) => name.startsWith("cloudEvents_"));
-  const event = Object.fromEntries(attributes.map(([name, value]) => [name.slice("cloudEvents_".length), value]));
-  return { ...event, data: JSON.parse(content) };
+  const attributes = Object.entries(headers).filter(([name]) => name.startsWith(PREFIX));
+  const event = Object.fromEntries(attributes.map(([name, value]) => [name.slice(PREFIX.length), value]));
+  if (!NEEDED.every((attribute) => attribute in event)) return;
+  try {
+    return { ...event, epoch: Number(event.source.split("/").at(-1)), data: JSON.parse(content) };
+  } catch {}
 }
 
-const isWanted = ({ type }) => !types.length || types.some((one) => matchesGlob(type, one)); // the stream has all
+// The stream has all types.
+const isWanted = ({ type }) => !types.length || types.some((pattern) => matchesGlob(type, pattern));
 
 async function takeBatch(channel, batch) {
   for (const message of batch) {
     if (!message) throw new Error("the broker ended the consumer");
     const event = eventOf(message);
-    if (!isWanted(event) || !counts(Number(event.source.split("/").at(-1)))) continue;
+    if (!event || !isWanted(event) || !(await counts(event.epoch))) continue;
     newest = Math.max(newest, event.position);
     await take(event);
   }
-  if (options.stream) run("UPDATE subscription SET stream_offset = ?", batch.at(-1).properties.headers["x-stream-offset"]);
+  const offset = batch.at(-1).properties.headers["x-stream-offset"];
+  if (options.stream) run("UPDATE subscription SET stream_offset = ?", offset);
   commit();
   channel.ack(batch.at(-1), true);
 }
 
 async function follow() {
   const { promise: ended, reject } = Promise.withResolvers();
+  ended.catch(() => {}); // where something else fails first, nobody waits for it
   const connection = await amqp.connect(AMQP_URL, { timeout: 10_000 });
   const channel = await connection.createChannel();
-  for (const each of [connection, channel]) each.on("error", reject).on("close", () => reject(new Error("closed")));
+  const close = () => reject(new Error("the connection was closed"));
+  for (const each of [connection, channel]) each.on("error", reject).on("close", close);
   let working = Promise.resolve(); // one thing after the other
   const then = (step) => (working = working.then(step)).catch(reject);
   const waiting = [];
@@ -146,8 +174,10 @@ async function follow() {
       await channel.consume("fpso.events.stream", receive, { arguments: { "x-stream-offset": offset } });
     } else {
       const queue = `subscriber.${name}`;
-      await channel.assertQueue(queue, { arguments: { "x-queue-type": "quorum", "x-single-active-consumer": true } });
-      for (const type of types.length ? types : ["#"]) await channel.bindQueue(queue, "fpso.events", type.replace("*", "#"));
+      const kind = { "x-queue-type": "quorum", "x-single-active-consumer": true };
+      await channel.assertQueue(queue, { arguments: kind });
+      for (const type of types.length ? types : ["#"])
+        await channel.bindQueue(queue, "fpso.events", type.replace("*", "#"));
       if (!one("SELECT examined FROM subscription")) await look(); // history; meanwhile the queue fills
       await channel.consume(queue, receive);
     }

@@ -31,7 +31,7 @@ log = logging.getLogger("subscriber")
 PREFETCH = 1000  # deliveries that are out unacknowledged
 GATHERING = 0.02  # seconds, in which deliveries are gathered to be committed together
 PAGE = 1000  # events
-ATTRIBUTES = {"source", "type", "subject", "position", "previousposition", "previousoftype"}  # used here
+NEEDED = {"id", "source", "type", "subject", "position", "previousposition", "previousoftype"}
 PAUSE = 1.0  # seconds, before the next attempt
 EVERYTHING = "#"
 # Of the broker or the feed; the last two are aio-pika's, where a connection goes in the middle of something.
@@ -121,7 +121,10 @@ class Subscriber:
         if event["position"] <= checkpoint:
             return False
         if previous > checkpoint:
-            checkpoint = await self.heal(chain, previous)
+            log.warning("missing on chain %s: after position %d, up to %d", chain, checkpoint, previous)
+            taken, _ = await self.read(checkpoint, [chain] if self.types else [], previous)
+            log.warning("healed on chain %s: %s", chain, in_words(taken))
+            checkpoint = self.checkpoint(chain)
         if previous != checkpoint:
             raise Stopped(
                 f"chain broken: {event['id']} at position {event['position']} follows {previous}, "
@@ -131,36 +134,23 @@ class Subscriber:
         self.db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", [chain, event["position"]])
         return True
 
-    async def heal(self, chain: str, to: int) -> int:
-        """Take from the feed what the broker has lost, up to position ``to``; the checkpoint after that."""
-        after = self.checkpoint(chain)
-        log.warning("missing on chain %s: after position %d, up to %d", chain, after, to)
-        taken, _ = await self.read(after, [chain] if self.types else [], to)
-        log.warning("healed on chain %s: %s", chain, in_words(taken))
-        return self.checkpoint(chain)
-
-    async def counts(self, event: Event) -> bool:
-        """Whether a delivered ``event`` is of the epoch that counts; one from before may never have happened.
+    async def counts(self, epoch: int, min_position: int = 0) -> bool:
+        """Whether what is delivered of ``epoch`` counts: that of an older one may never have happened.
 
         A restore from a backup opens an epoch, and positions from its first on are used again. What still
         counts of an older epoch is in the feed, and the chain leads to it.
         """
-        epoch, known = int(event["source"].rpartition("/")[2]), self.one("SELECT epoch FROM subscription")
-        if epoch > known:
-            await self.enter_epoch(event["position"])
-        return bool(epoch >= known)
-
-    async def enter_epoch(self, min_position: int = 0) -> None:
-        """Go over to the newest epoch, where that takes nothing back that was taken here."""
         known, reached = self.one("SELECT epoch FROM subscription"), self.reached()
-        epochs = (await self.get("/v1/epochs", {"min_position": min_position}))["items"]
-        start = min(item["from_position"] for item in epochs if item["epoch"] > known)
-        if start <= reached:
-            raise Stopped(
-                f"the system was restored from a backup: what {self.options.file} has of positions {start} "
-                f"to {reached} never happened. Delete it and start anew"
-            )
-        self.db.execute("UPDATE subscription SET epoch = ?", [max(item["epoch"] for item in epochs)])
+        if epoch > known:
+            epochs = (await self.get("/v1/epochs", {"min_position": min_position}))["items"]
+            start = min(item["from_position"] for item in epochs if item["epoch"] > known)
+            if start <= reached:
+                raise Stopped(
+                    f"the system was restored from a backup: what {self.options.file} has of positions "
+                    f"{start} to {reached} never happened. Delete it and start anew"
+                )
+            self.db.execute("UPDATE subscription SET epoch = ?", [epoch])
+        return bool(epoch >= known)
 
     # --- the feed ------------------------------------------------------------------------------------------
 
@@ -185,8 +175,7 @@ class Subscriber:
         while is_more:
             query = {"after": after, "type": ",".join(types), "limit": PAGE, "min_position": to}
             page = await self.get("/v1/events", query)
-            if page["epoch"] > self.one("SELECT epoch FROM subscription"):
-                await self.enter_epoch()
+            await self.counts(page["epoch"])
             for event in page["items"]:
                 if (not to or event["position"] <= to) and await self.take(event):
                     taken.append(event["position"])
@@ -256,7 +245,8 @@ class Subscriber:
     async def stream(self, channel: AbstractChannel) -> tuple[AbstractQueue, dict[str, Any]]:
         """The stream, which has history and goes on live: from where we were, or from its first event."""
         offset = self.one("SELECT stream_offset + 1 FROM subscription")
-        return await channel.get_queue("fpso.events.stream"), {"x-stream-offset": offset or "first"}
+        stream = await channel.get_queue("fpso.events.stream", ensure=False)
+        return stream, {"x-stream-offset": offset or "first"}
 
     async def take_batch(self, batch: list[AbstractIncomingMessage]) -> None:
         """Commit what is new of ``batch``, then acknowledge all of it."""
@@ -264,7 +254,7 @@ class Subscriber:
         with self.db:  # commits, or rolls back
             for message in batch:
                 event = event_of(message)
-                if event and self.is_wanted(event) and await self.counts(event):
+                if event and self.is_wanted(event) and await self.counts(event["epoch"], event["position"]):
                     self.newest = max(self.newest, event["position"])
                     taken += await self.take(event)
             if batch and self.options.stream:
@@ -299,10 +289,12 @@ def event_of(message: AbstractIncomingMessage) -> Event | None:
     attributes = {
         name.removeprefix(prefix): value for name, value in message.headers.items() if name.startswith(prefix)
     }
-    try:
-        return {**attributes, "data": json.loads(message.body)} if attributes.keys() >= ATTRIBUTES else None
-    except ValueError:
+    if not attributes.keys() >= NEEDED:
         return None  # whoever has put that there: the chain shows where something is missing
+    with suppress(ValueError):
+        epoch = int(str(attributes["source"]).rpartition("/")[2])
+        return {**attributes, "epoch": epoch, "data": json.loads(message.body)}
+    return None
 
 
 def in_words(positions: list[int]) -> str:

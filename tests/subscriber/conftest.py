@@ -1,14 +1,18 @@
 """The examples as what they are, processes, with a real broker and a real feed between which tests lose things."""
 
 import asyncio
+import json
 import re
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from secrets import token_hex
+from threading import Thread
+from urllib.parse import parse_qsl
 
 import pytest
 from aio_pika.abc import AbstractConnection
@@ -19,10 +23,13 @@ from infra.broker import BrokerSettings, Publisher, bind_stream, connected, decl
 from infra.event_store.reader import Reader, reading_pool
 from infra.local.process import Process, environment_without
 from infra.local.system import KINDS, ServiceProcess
+from tests.broker.conftest import Vhost, vhost
 from tests.node import MODULES, NODE
-from tests.projector.processes import until
+from tests.projector.processes import DEADLINE, until
 from tests.projector.store import Store, an_equipment
 from tests.servers import Postgres
+
+__all__ = ["vhost"]  # a fixture
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "subscriber"
 TWINS = ("subscriber.py", "subscriber.mjs")
@@ -98,6 +105,10 @@ class Subscriber:
         self.process.kill()
 
     @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.is_running
+
+    @property
     def log(self) -> str:
         """What it has said so far."""
         path = self._directory / "log"
@@ -110,19 +121,32 @@ class Subscriber:
 
     async def follows(self, times: int = 1) -> None:
         """Return when it has begun to follow, and as often."""
-        await until(lambda: self.log.count(" following ") >= times, f"it follows\n{self.log}")
+        await self._until(lambda: self.log.count(" following ") >= times, "it follows")
 
-    async def reaches(self, position: int) -> None:
+    async def says(self, words: str) -> None:
+        """Return when ``words`` are in its log."""
+        await self._until(lambda: words in self.log, f"it says {words!r}")
+
+    async def reaches(self, position: int, deadline: float = DEADLINE) -> None:
         """Return when it has taken the event at ``position``."""
-        await until(lambda: self.checkpoint() >= position, f"it reaches {position}\n{self.log}")
+        await self._until(lambda: self.checkpoint() >= position, f"it reaches {position}", deadline)
+
+    async def _until(self, condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
+        try:
+            await until(condition, what, deadline)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it says:\n{self.log[-5000:]}") from None
 
     def checkpoint(self) -> int:
-        return int(self._query("SELECT coalesce(max(position), 0) FROM checkpoints")[0][0])
+        """The position of the last event that it has taken; 0 also before there are tables."""
+        with suppress(sqlite3.OperationalError):
+            return int(self._query("SELECT coalesce(max(position), 0) FROM checkpoints")[0][0])
+        return 0
 
     def work(self) -> dict[str, tuple[str, int]]:
         """Status and number of operations by code: what its work has come to."""
         rows = self._query("SELECT code, status, operations FROM equipment")
-        return {code: (status, operations) for code, status, operations in rows}
+        return {str(code): (str(status), int(operations)) for code, status, operations in rows}
 
     def _query(self, query: str) -> list[tuple[int | str, ...]]:
         with closing(sqlite3.connect(self.file, timeout=10)) as connection:
@@ -180,9 +204,9 @@ class World:
 
 
 @pytest.fixture
-async def world(history: Store, broker_url: str) -> AsyncIterator[World]:
+async def world(history: Store, vhost: Vhost) -> AsyncIterator[World]:
     async with (
-        connected(broker_url, "test") as connection,
+        connected(vhost.owner_url, "test") as connection,
         reading_pool(history.database, 1, "test") as pool,
     ):
         settings = BrokerSettings(database_url=history.database)
@@ -193,8 +217,48 @@ async def world(history: Store, broker_url: str) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-def subscriber(tmp_path: Path, broker_url: str, feed_url: str) -> Iterator[Subscriber]:
-    subscriber = Subscriber(tmp_path, broker_url, feed_url)
+def subscriber(tmp_path: Path, vhost: Vhost, feed_url: str) -> Iterator[Subscriber]:
+    """With the rights that a subscriber has, and no more."""
+    subscriber = Subscriber(tmp_path, vhost.subscriber_url, feed_url)
     yield subscriber
     if subscriber.process is not None:
         subscriber.process.kill()
+
+
+class Gateway:
+    """Stands in for a feed that has no events, and knows of restores that never were."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.epochs = [1]
+        """From which position each epoch counts."""
+
+    def answer(self, path: str, query: dict[str, str]) -> object:
+        if path == "/v1/epochs":
+            items = [{"epoch": epoch, "from_position": start} for epoch, start in enumerate(self.epochs, 1)]
+            return {"items": items}
+        after = int(query.get("after", 0))
+        return {"items": [], "next_after": after, "head": after, "epoch": len(self.epochs)}
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    """Without a single event."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, _, query = self.path.partition("?")
+            body = json.dumps(standing_in.answer(path, dict(parse_qsl(query)))).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        standing_in = Gateway(f"http://127.0.0.1:{server.server_port}")
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield standing_in
+        server.shutdown()

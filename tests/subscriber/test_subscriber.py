@@ -1,14 +1,17 @@
 """The subscribers of examples/: whatever is lost, doubled, late or killed, the work is that of every event once."""
 
 import asyncio
+from dataclasses import replace
 
 import aio_pika
 import pytest
 from aiormq.abc import DeliveredMessage
 
+from events.cloudevents import headers_of
 from events.event import Event
 from events.vessel import VesselRegistered
 from infra.broker import EVENTS_EXCHANGE
+from tests.broker.conftest import Vhost
 from tests.broker.proxy import proxy_before
 from tests.projector.processes import until
 from tests.subscriber.conftest import (
@@ -16,6 +19,7 @@ from tests.subscriber.conftest import (
     OPERATION,
     REGISTERED,
     TWINS,
+    Gateway,
     Subscriber,
     World,
     work_of,
@@ -72,7 +76,7 @@ async def test_what_another_consumer_gives_back_comes_late_and_is_not_done_twice
         underlay = await channel.get_underlay_channel()
         await underlay.basic_qos(prefetch_count=3)
         consuming = await underlay.basic_consume(subscriber.queue, held.put)
-        tags = [(await held.get()).delivery_tag for _ in range(3)]
+        tags = [(await held.get()).delivery_tag or 0 for _ in range(3)]
         await underlay.basic_cancel(consuming.consumer_tag or "")
         subscriber.start(twin)
         await subscriber.reaches(events[-1].position)
@@ -157,7 +161,7 @@ async def test_while_the_feed_is_down_nothing_is_passed_over(
         proxy.cut()
         events = await world.happens(9)
         await world.publishes(events[5:])
-        await until(lambda: "interrupted" in subscriber.log, "it waits for the feed")
+        await subscriber.says("interrupted")
         assert subscriber.checkpoint() == before
         proxy.restore()
         await subscriber.reaches(events[-1].position)
@@ -167,22 +171,72 @@ async def test_while_the_feed_is_down_nothing_is_passed_over(
 
 @both
 async def test_it_comes_back_when_the_broker_does_and_passes_over_what_is_not_an_event(
-    world: World, subscriber: Subscriber, twin: str, broker_url: str
+    world: World, subscriber: Subscriber, twin: str, vhost: Vhost
 ) -> None:
-    async with proxy_before(broker_url) as (proxy, url):
+    async with proxy_before(vhost.subscriber_url) as (proxy, url):
         subscriber.environment["FPSO_SUBSCRIBER_AMQP_URL"] = url
         subscriber.start(twin)
         await subscriber.follows()
         proxy.cut()
-        await until(lambda: "interrupted" in subscriber.log, "it says so")
+        await subscriber.says("interrupted")
         events = await world.happens(5)
         await world.publishes(events[:3])
         async with world.connection.channel() as channel:
             exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
-            for headers, body in (({}, b"{}"), ({"cloudEvents_position": 9}, b"{}"), ({}, b"\xff")):
-                await exchange.publish(aio_pika.Message(body, headers=headers), "fpso.vessel.named.v1")
+            for foreign in (
+                aio_pika.Message(b"{}"),
+                aio_pika.Message(b"{}", headers={"cloudEvents_position": 9}),
+                aio_pika.Message(b"not JSON", headers={**headers_of(events[4])}),
+            ):
+                await exchange.publish(foreign, "fpso.vessel.named.v1")
         await world.publishes(events[3:])
         proxy.restore()
         await subscriber.reaches(events[-1].position)
     assert subscriber.missing() == []
     assert subscriber.work() == work_of(await world.everything())
+
+
+# --- epochs -----------------------------------------------------------------------------------------------
+
+
+@both
+async def test_it_stops_where_a_restore_took_back_what_it_has_taken(
+    world: World, subscriber: Subscriber, gateway: Gateway, twin: str
+) -> None:
+    subscriber.environment["FPSO_GATEWAY_URL"] = gateway.url
+    events = await chain_of(world, 5)
+    subscriber.start(twin)
+    await subscriber.follows()
+    await world.publishes(events)
+    await subscriber.reaches(events[-1].position)
+    before = subscriber.work()
+    gateway.epochs.append(events[3].position)
+    await world.publishes([replace(events[3], epoch=2, data={"reason": "after the restore"})])
+    await subscriber.says("restored from a backup")
+    await until(lambda: not subscriber.is_running, "it has ended")
+    assert subscriber.work() == before
+
+
+@both
+async def test_it_goes_on_where_a_restore_took_back_only_what_it_has_not_taken(
+    world: World, subscriber: Subscriber, gateway: Gateway, twin: str
+) -> None:
+    subscriber.environment["FPSO_GATEWAY_URL"] = gateway.url
+    events = await chain_of(world, 6)
+    subscriber.start(twin)
+    await subscriber.follows()
+    await world.publishes(events[:3])
+    await subscriber.reaches(events[2].position)
+    gateway.epochs.append(events[3].position)
+    anew = [replace(event, epoch=2) for event in events[3:]]
+    # In a queue that was away for a while, what never happened may come after what did.
+    await world.publishes([anew[0], events[4], *anew[1:]])
+    await subscriber.reaches(events[-1].position)
+    assert subscriber.work() == work_of(events)
+    assert subscriber.missing() == []
+
+
+async def chain_of(world: World, count: int) -> list[Event]:
+    """Events that begin a store."""
+    first, *others = await world.happens(count)
+    return [replace(first, previous_position=0), *others]
