@@ -133,7 +133,7 @@ def static_configuration(address: str, rules: Path, access_log: Path) -> dict[st
                 "forwardedHeaders": {"insecure": False},
                 "transport": {
                     "respondingTimeouts": {
-                        "readTimeout": "600s",  # of a whole request: 64 MiB on a slow line; no stream is cut by it
+                        "readTimeout": "600s",  # of a request: 64 MiB on a slow line; cuts no stream
                         "writeTimeout": "0s",  # a stream of events has no end
                         "idleTimeout": "180s",
                     },
