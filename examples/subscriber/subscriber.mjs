@@ -141,17 +141,19 @@ function eventOf({ properties: { headers }, content }) {
 const isWanted = ({ type }) => !types.length || types.some((pattern) => matchesGlob(type, pattern));
 
 async function takeBatch(channel, batch) {
+  let taken = 0;
   for (const message of batch) {
     if (!message) throw new Error("the broker ended the consumer");
     const event = eventOf(message);
     if (!event || !isWanted(event) || !(await counts(event.epoch))) continue;
     newest = Math.max(newest, event.position);
-    await take(event);
+    taken += await take(event);
   }
   const offset = batch.at(-1).properties.headers["x-stream-offset"];
   if (options.stream) run("UPDATE subscription SET stream_offset = ?", offset);
   commit();
   channel.ack(batch.at(-1), true);
+  log(`delivered ${batch.length}, taken ${taken}, up to position ${newest}`);
 }
 
 async function follow() {

@@ -119,6 +119,11 @@ class Subscriber:
         found = re.findall(r"healed on chain (\S+): \d+ events, positions (\d+) to (\d+)", self.log)
         return [(chain, int(first), int(last)) for chain, first, last in found]
 
+    def delivered_and_taken(self) -> tuple[int, int]:
+        """How much it was delivered, it says, and how much of it was new."""
+        batches = re.findall(r"delivered (\d+), taken (\d+)", self.log)
+        return sum(int(delivered) for delivered, _ in batches), sum(int(taken) for _, taken in batches)
+
     async def follows(self, times: int = 1) -> None:
         """Return when it has begun to follow, and as often."""
         await self._until(lambda: self.log.count(" following ") >= times, "it follows")
@@ -189,6 +194,12 @@ class World:
         operation = OperationRecorded(operation_id=token_hex(8), type="inspection", cost="1", currency="USD")
         return stream, (registered, EquipmentDeactivated(), operation, EquipmentActivated())[step]
 
+    async def is_history(self) -> None:
+        """Return when the feed has all that happened."""
+        last = self.store.positions()[-1:] or [0]
+        checkpoint = "SELECT position FROM read_model.checkpoints WHERE name = 'event_log'"
+        await until(lambda: self.store.query(checkpoint)[0][0] >= last[0], "the feed has it")
+
     async def publishes(self, events: Sequence[Event]) -> None:
         """As the relay would, but whichever events, in whatever order, as often as they are there."""
         await self.publisher.publish(events).confirmed()
@@ -204,7 +215,7 @@ class World:
 
 
 @pytest.fixture
-async def world(history: Store, vhost: Vhost) -> AsyncIterator[World]:
+async def world(history: Store, feed_url: str, vhost: Vhost) -> AsyncIterator[World]:
     async with (
         connected(vhost.owner_url, "test") as connection,
         reading_pool(history.database, 1, "test") as pool,
@@ -213,7 +224,9 @@ async def world(history: Store, vhost: Vhost) -> AsyncIterator[World]:
         await declare_topology(connection, settings)
         await declare_stream(connection, settings)
         await bind_stream(connection)
-        yield World(history, Reader(pool), await Publisher.on(connection), connection)
+        world = World(history, Reader(pool), await Publisher.on(connection), connection)
+        await world.is_history()  # what other tests did
+        yield world
 
 
 @pytest.fixture

@@ -128,5 +128,7 @@ async def test_it_gets_all_that_happened_from_the_stream_and_then_follows(
     await publisher.publish([nth(number) for number in range(count, count + 50)]).confirmed()
     await subscriber.reaches(nth(count + 49).position, MANY_SECONDS)
     assert len(subscriber.work()) == count + 50
+    delivered, taken = subscriber.delivered_and_taken()
+    assert delivered < taken + 2_000, "it went on where it was"
     assert "missing" not in subscriber.log
     assert "feed" not in subscriber.log
