@@ -63,6 +63,14 @@ class Process:
                 return float(line.rpartition(" ")[2])
         return -1
 
+    async def shows(self, name: str, value: float) -> None:
+        """Wait until a metric has this value: what others see committed is counted a moment later."""
+
+        async def is_shown() -> bool:
+            return await self.metric(name) == value
+
+        await until(is_shown, f"{name} is {value:g}")
+
     @property
     def is_running(self) -> bool:
         return self._process.returncode is None

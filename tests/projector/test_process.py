@@ -274,7 +274,7 @@ async def test_what_is_not_ours_is_set_aside(
         await until(lambda: _are_set_aside(connection, 3), "the others are set aside")
         await until(lambda: queue_is_empty(connection), "everything is acknowledged")
         assert await process.is_ready()
-        assert await process.metric("fpso_projector_dead_letters_total") == 3
+        await process.shows("fpso_projector_dead_letters_total", 3)
     queue = await channel.get_queue(DEAD_LETTER_QUEUE, ensure=False)
     message = await queue.get(timeout=5)
     assert message is not None
@@ -355,7 +355,7 @@ async def test_a_forged_event_is_set_aside_and_keeps_no_real_one_out(
         await until(is_projected(store, head + 1), "the real one is projected")
         await until(lambda: all_is_acknowledged(process), "everything is acknowledged")
         assert await process.is_ready()
-        assert await process.metric("fpso_projector_dead_letters_total") == len(forged)
+        await process.shows("fpso_projector_dead_letters_total", len(forged))
     assert store.query("SELECT active, inactive FROM read_model.vessels") == [(1, 1)]
     assert store.query("SELECT count(*) FROM read_model.event_log") == [(head + 1,)]
     async with connection.channel() as channel:

@@ -225,7 +225,6 @@ async def test_a_live_projection_that_has_stopped_is_overtaken_and_goes_on_by_it
     )
     head = store.append(("equipment/A", EquipmentActivated()))
     await rebuilding.rebuild()
-    assert {live.checkpoint for live in (follower,)} == {last}, "nobody has woken it"
     assert read_model.checkpoint() == read_model.checkpoint("event_log") == head
     assert read_model.stop() == (None, None, None)
     newest = store.append(("equipment/A", EquipmentDeactivated()))

@@ -53,7 +53,7 @@ async def test_everything_is_published_in_order_and_followed(
         await until(lambda: checkpoint(store) == last, "the relay follows")
         assert await process.is_ready()
         assert await process.metric("fpso_relay_leading") == 1
-        assert await process.metric("fpso_relay_published_events_total") == 1202
+        await process.shows("fpso_relay_published_events_total", 1202)
         assert await process.terminate() == 0
     assert await streamed(connection, last) == store.positions()
 
