@@ -153,6 +153,16 @@ class Subscriber:
         rows = self._query("SELECT code, status, operations FROM equipment")
         return {str(code): (str(status), int(operations)) for code, status, operations in rows}
 
+    def refuse_checkpoint(self, position: int) -> None:
+        """From now on no checkpoint gets to ``position``: the moment after the work is a bad one."""
+        self._query(f"""
+            CREATE TRIGGER refuse BEFORE INSERT ON checkpoints WHEN new.position = {position}
+            BEGIN SELECT RAISE(ABORT, 'refused by the test'); END
+        """)
+
+    def allow_checkpoint(self) -> None:
+        self._query("DROP TRIGGER refuse")
+
     def _query(self, query: str) -> list[tuple[int | str, ...]]:
         with closing(sqlite3.connect(self.file, timeout=10)) as connection:
             return connection.execute(query).fetchall()

@@ -110,6 +110,27 @@ async def test_killed_again_and_again_with_either_twin_going_on(world: World, su
     assert subscriber.missing() == []
 
 
+@both
+async def test_work_and_checkpoint_are_one_transaction_and_acknowledged_after_it(
+    world: World, subscriber: Subscriber, twin: str
+) -> None:
+    subscriber.start(twin)
+    await subscriber.follows()
+    events = await world.happens(8)
+    operation = next(event for event in events if event.type == OPERATION)
+    subscriber.refuse_checkpoint(operation.position)
+    await world.publishes(events)
+    await subscriber.says("refused by the test")
+    code = operation.stream.removeprefix("equipment/")
+    assert subscriber.work().get(code, ("", 0))[1] == 0, "nothing is done by halves"
+    subscriber.kill()
+    subscriber.allow_checkpoint()
+    subscriber.start(twin)
+    await subscriber.reaches(events[-1].position)
+    assert subscriber.work() == work_of(await world.everything())
+    assert subscriber.missing() == []
+
+
 @pytest.mark.parametrize(("twin", "types"), [*zip(TWINS, CHOICES.values(), strict=True)], ids=CHOICES)
 async def test_a_queue_that_was_deleted_for_a_while(
     world: World, subscriber: Subscriber, twin: str, types: tuple[str, ...]
