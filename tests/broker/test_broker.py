@@ -11,6 +11,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.abc import DeliveredMessage
+from pamqp.common import FieldValue
 
 from events.cloudevents import event_of_message
 from events.event import Event, Metadata
@@ -131,7 +132,7 @@ async def test_an_event_larger_than_a_frame_arrives_whole(connection: AbstractCo
 async def test_what_is_refused_was_not_published(connection: AbstractConnection) -> None:
     publisher = await everything_ready(connection)
     async with connection.channel() as channel:
-        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        full: dict[str, FieldValue] = {"x-max-length": 1, "x-overflow": "reject-publish"}
         queue = await channel.declare_queue("full", arguments=full)
         await queue.bind(EVENTS_EXCHANGE, "#")
     with pytest.raises(PublishFailed, match="refused what was published at position 2") as failed:

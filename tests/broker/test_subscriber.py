@@ -12,6 +12,7 @@ import pytest
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError
+from pamqp.common import FieldValue
 
 from infra.broker import (
     AUDIT_EXCHANGE,
@@ -231,10 +232,14 @@ async def test_connections_are_counted(vhost: Vhost) -> None:
 async def test_only_a_classic_queue_can_refuse_events_and_hold_up_the_relay(
     vhost: Vhost, subscriber: AbstractConnection, name: str, kind: str
 ) -> None:
-    refusing = {"x-queue-type": kind, "x-max-length": 1, "x-overflow": "reject-publish"}
+    refusing: dict[str, FieldValue] = {
+        "x-queue-type": kind,
+        "x-max-length": 1,
+        "x-overflow": "reject-publish",
+    }
     async with connected(vhost.owner_url, "test") as owner, subscriber.channel() as channel:
         publisher = await everything_ready(owner)
-        queue = await channel.declare_queue(name, durable=True, arguments={**refusing})
+        queue = await channel.declare_queue(name, durable=True, arguments=refusing)
         await queue.bind(EVENTS_EXCHANGE, "#")
         published = publisher.publish(events(1, 5)).confirmed()
         if kind == "quorum":

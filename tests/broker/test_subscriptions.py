@@ -100,7 +100,7 @@ async def test_the_broker_says_no_to_a_user_who_may_not_ask(
     result = await run()
     assert result.exit_code == 1
     assert "401" in result.stderr
-    assert urlsplit(vhost.subscriber_url).password not in result.stderr
+    assert str(urlsplit(vhost.subscriber_url).password) not in result.stderr
 
 
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:1"])
