@@ -167,7 +167,7 @@ class Examined:
 async def examine(
     read_model: ReadModel, selection: Selection, after: int, limit: int, min_position: int | None = None
 ) -> Examined:
-    """The next events after a position, at most ``limit``.
+    """The next events after a position, ``limit`` of them where there are as many, or some more.
 
     Where there are fewer, the log was looked at up to its checkpoint; a stream also selected by type perhaps
     only so far as `EXAMINED` allows.
@@ -191,9 +191,6 @@ async def examine(
     last = events[-1].position if events else after
     next_after = last if len(events) == examined else max(last, checkpoint)
     events = [event for event in events if selection.includes(event.type, event.stream)]
-    if len(events) > limit:
-        del events[limit:]
-        next_after = events[-1].position
     return Examined(events, next_after, checkpoint, head, epoch)
 
 

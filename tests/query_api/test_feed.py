@@ -117,6 +117,10 @@ async def test_a_page_says_up_to_where_it_has_looked(client: httpx.AsyncClient, 
             {"stream": "equipment/P-1", "type": "fpso.equipment.deactivated.v1"},
             Selection(("fpso.equipment.deactivated.v1",), (), "equipment/P-1"),
         ),
+        (
+            {"stream": "equipment/P-1", "type": "fpso.equipment.*"},
+            Selection((), ("fpso.equipment.",), "equipment/P-1"),
+        ),
     ],
 )
 async def test_all_pages_together_are_the_log_or_the_selection_of_it(
