@@ -3,10 +3,10 @@
 //
 //     node subscriber.mjs maintenance.sqlite maintenance 'fpso.equipment.*'
 
+import { matchesGlob } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { setTimeout } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { matchesGlob } from "node:path";
 import amqp from "amqplib";
 
 const { values: options, positionals: [file, name, ...types] } = parseArgs({
@@ -17,9 +17,9 @@ const AMQP_URL = process.env.FPSO_SUBSCRIBER_AMQP_URL ?? "amqp://localhost/";
 const GATEWAY_URL = process.env.FPSO_GATEWAY_URL ?? "http://localhost:8088";
 const PAGE = 1000; // events, and deliveries that are out unacknowledged
 const GATHERING = 20; // milliseconds, in which deliveries are gathered to be committed together
-const STATUS = { registered: "active", activated: "active", deactivated: "inactive" };
 const PREFIX = "cloudEvents_";
 const NEEDED = ["id", "source", "type", "subject", "position", "previousposition", "previousoftype"];
+const STATUS = { registered: "active", activated: "active", deactivated: "inactive" };
 const OPERATIONS = { "operation-recorded": 1, "operation-voided": -1 };
 
 const db = new DatabaseSync(file);
@@ -50,7 +50,7 @@ class Stopped extends Error {} // what no later attempt would mend
 // What an event means here, in the transaction that moves the checkpoint: put your own work in its place.
 function work({ subject, type, position }) {
   const [, kind, code] = subject.match(/^(\w+)\/(.*)$/);
-  const what = type.split(".")[2];
+  const what = type.replace(/^fpso\.equipment\.|\.v1$/g, "");
   if (kind !== "equipment") return;
   run("INSERT OR IGNORE INTO equipment (code) VALUES (?)", code);
   const newer = "UPDATE equipment SET status = ?, status_at = ? WHERE code = ? AND status_at < ?";
@@ -180,7 +180,10 @@ async function follow() {
       await channel.assertQueue(queue, { arguments: kind });
       for (const type of types.length ? types : ["#"])
         await channel.bindQueue(queue, "fpso.events", type.replace("*", "#"));
-      if (!one("SELECT examined FROM subscription")) await look(); // history; meanwhile the queue fills
+      if (!one("SELECT examined FROM subscription")) {
+        log("reading history"); // what happens meanwhile waits in the queue: there is no seam
+        await look();
+      }
       await channel.consume(queue, receive);
     }
     log(`following from position ${one("SELECT max(position) FROM checkpoints")}`);

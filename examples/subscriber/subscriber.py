@@ -239,7 +239,8 @@ class Subscriber:
         for pattern in self.types or [EVERYTHING]:
             await queue.bind("fpso.events", pattern.replace("*", "#"))
         if not self.one("SELECT examined FROM subscription"):
-            await self.look()  # history; what happens meanwhile waits in the queue, so there is no seam
+            log.info("reading history")  # what happens meanwhile waits in the queue: there is no seam
+            await self.look()
         return queue, {}
 
     async def stream(self, channel: AbstractChannel) -> tuple[AbstractQueue, dict[str, Any]]:
