@@ -4,6 +4,8 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import httpx
@@ -26,6 +28,10 @@ _NOT_GLOBAL = tuple(
 )
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that is given out of IPv6
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+# A look-up cannot be ended: where no name server answers it has its thread for as long as that takes. The
+# event loop's own few would be gone with as many such names, and those of all other hosts would wait.
+_LOOK_UPS = ThreadPoolExecutor(64, "look-up")
 
 
 class UrlRefused(Exception):
@@ -117,8 +123,9 @@ def _carried_by(address: Address) -> IPv4Address | None:
 
 async def resolved(host: str, port: int) -> Sequence[Address]:
     """Every address of ``host``, as this machine knows them. Raises `HostUnknown`."""
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, look_up)
         # Without its scope an address of one link is still one of a link, and refused as such.
         return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     except (OSError, ValueError) as error:

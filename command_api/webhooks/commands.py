@@ -118,7 +118,9 @@ def list_(*, as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("name", "state", "types", "position", "lag", "failing since", "last failure"):
-        table.add_column(column, justify="right" if column in ("position", "lag") else "left")
+        table.add_column(
+            column, justify="right" if column in ("position", "lag") else "left", overflow="fold"
+        )
     for one in found:
         table.add_row(
             one["name"],
@@ -240,13 +242,17 @@ def _patterns(text: str) -> list[str]:
 
 
 def _checkpoint(connection: Connection[DictRow], first: str) -> int:
+    [row] = connection.execute(
+        "SELECT coalesce(max(notification_id), 0) AS head FROM event_store.stored_events"
+    )
+    head = int(row["head"])
     if first == "head":
-        [row] = connection.execute(
-            "SELECT coalesce(max(notification_id), 0) AS head FROM event_store.stored_events"
-        )
-        return int(row["head"])
+        return head
     if not re.fullmatch("[1-9][0-9]{0,17}", first):
         raise click.UsageError("--from is a position, 1 for the first event of all, or 'head'")
+    if int(first) > head + 1:
+        # What happens until then would never be delivered, and nothing would show it.
+        raise click.UsageError(f"--from: nothing is at position {first} yet, the newest event is at {head}")
     return int(first) - 1
 
 

@@ -175,7 +175,7 @@ async def _read_on(answer: httpx.Response) -> None:
 
 def _failure_of(answer: httpx.Response) -> Failure:
     cause = f"answered {answer.status_code} {answer.reason_phrase}".rstrip()
-    if answer.is_redirect:
+    if answer.has_redirect_location:
         cause += f" to {answer.headers['Location']}: redirects are not followed"
     return Failure(
         cause,

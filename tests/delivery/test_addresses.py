@@ -1,7 +1,11 @@
 """Nothing is delivered to an address that is not of the internet, unless its network is allowed."""
 
+import asyncio
 import ipaddress
+import socket
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -138,6 +142,27 @@ async def test_no_way_of_writing_it_gets_round(host: str) -> None:
 async def test_a_host_without_an_address_is_said_to_be_unknown() -> None:
     with pytest.raises(HostUnknown, match=r"no-such-host\.invalid has no address"):
         await resolved("no-such-host.invalid", 443)
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up, is_over = socket.getaddrinfo, threading.Event()
+
+    def hanging(host: str, *arguments: Any, **named: Any) -> Any:
+        if host.endswith(".hangs"):
+            is_over.wait(10)
+            raise socket.gaierror("no name server has answered")
+        return look_up(host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    hang = [asyncio.create_task(resolved(f"{number}.hangs", 443)) for number in range(40)]
+    await asyncio.sleep(0)  # they begin
+    try:
+        async with asyncio.timeout(5):
+            assert await resolved("127.0.0.1", 443) == [ipaddress.ip_address("127.0.0.1")]
+    finally:
+        is_over.set()
+        ended = await asyncio.gather(*hang, return_exceptions=True)
+    assert {type(error) for error in ended} == {HostUnknown}
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_what_a_new_webhook_gets(store: Webhooks) -> None:
         ),
         (["http://127.0.0.1/", "--types", ""], 2, "no type of event is like ''"),
         (["http://127.0.0.1/", "--from", "0"], 2, "--from is a position"),
+        (["http://127.0.0.1/", "--from", "2"], 2, "nothing is at position 2 yet, the newest event is at 0"),
         (["http://127.0.0.1/", "--name", "Two words"], 2, "a name has"),
         (["http://127.0.0.1/", "--name", "taken"], 1, "There is a webhook taken already"),
     ],

@@ -178,6 +178,16 @@ async def test_redirects_are_not_followed(endpoint: Endpoints, receiver: Receive
         assert elsewhere.received == []
 
 
+@pytest.mark.parametrize("status", [300, 302, 304])
+async def test_a_redirect_to_nowhere_is_a_failure_like_others(
+    status: int, endpoint: Endpoints, receiver: Receiver
+) -> None:
+    receiver.answers = [Answer(status)]
+    with pytest.raises(Failure, match=rf"^answered {status} Answer$") as failure:
+        await delivered(endpoint(receiver.url))
+    assert failure.value.status == status
+
+
 async def test_gone_is_told_from_other_failures(endpoint: Endpoints, receiver: Receiver) -> None:
     receiver.answers = [Answer(410), Answer(404)]
     for status in (410, 404):
