@@ -50,7 +50,8 @@ def _system(replicas: Mapping[str, int], *, with_broker: bool = False) -> Iterat
     """A fresh system, by default without a broker."""
     directory = Path(tempfile.mkdtemp(prefix="fpso-benchmarks-"))
     try:
-        with System(directory, Options(with_broker=with_broker, replicas={"delivery": 0, **replicas})) as system:
+        options = Options(with_broker=with_broker, replicas={"delivery": 0, **replicas})
+        with System(directory, options) as system:
             yield system
     finally:
         clean.remove(directory)

@@ -15,7 +15,8 @@ _TOP = """\
 What happened to vessels and their equipment, type by type. The same for machines: `/asyncapi.json`, and \
 a JSON Schema of each type at `/schemas/{type}.json`. They come as CloudEvents 1.0: on RabbitMQ in the AMQP \
 binding's binary content mode, attributes as headers with the prefix `cloudEvents_` and data as the body; \
-over HTTP in the JSON format, `data` beside the attributes. How to follow them without losing one: [subscribing.md](subscribing.md); as webhooks: [webhooks.md](webhooks.md).
+over HTTP in the JSON format, `data` beside the attributes. How to follow them without losing one stands \
+in [subscribing.md](subscribing.md), and for webhooks in [webhooks.md](webhooks.md).
 
 What you may rely on:
 
