@@ -84,13 +84,15 @@ async function take(event) {
 // A restore from a backup opens an epoch, and positions from its first on are used again: what is delivered
 // of an older one may never have happened. What of it still counts is in the feed, where the chain leads.
 async function counts(epoch) {
-  const known = one("SELECT epoch FROM subscription");
+  let known = one("SELECT epoch FROM subscription");
   if (epoch > known) {
     const newer = (await get("/v1/epochs", {})).items.filter((item) => item.epoch > known);
+    if (newer.every((item) => item.epoch !== epoch)) throw new Error(`the feed knows no epoch ${epoch} yet`);
     const start = Math.min(...newer.map((item) => item.from_position));
     if (start <= one("SELECT max(position) FROM checkpoints"))
       throw new Stopped(`restored from a backup: what ${file} has from position ${start} on never happened`);
-    run("UPDATE subscription SET epoch = ?", epoch);
+    known = Math.max(...newer.map((item) => item.epoch)); // older ones may still be in the stream
+    run("UPDATE subscription SET epoch = ?", known);
   }
   return epoch >= known;
 }

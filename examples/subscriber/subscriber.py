@@ -134,7 +134,7 @@ class Subscriber:
         self.db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", [chain, event["position"]])
         return True
 
-    async def counts(self, epoch: int, min_position: int = 0) -> bool:
+    async def counts(self, epoch: int) -> bool:
         """Whether what is delivered of ``epoch`` counts: that of an older one may never have happened.
 
         A restore from a backup opens an epoch, and positions from its first on are used again. What still
@@ -142,14 +142,17 @@ class Subscriber:
         """
         known, reached = self.one("SELECT epoch FROM subscription"), self.reached()
         if epoch > known:
-            epochs = (await self.get("/v1/epochs", {"min_position": min_position}))["items"]
-            start = min(item["from_position"] for item in epochs if item["epoch"] > known)
-            if start <= reached:
+            epochs = (await self.get("/v1/epochs", {}))["items"]
+            starts = {item["epoch"]: item["from_position"] for item in epochs if item["epoch"] > known}
+            if epoch not in starts:
+                raise OSError(f"the feed knows no epoch {epoch} yet")
+            if (start := min(starts.values())) <= reached:
                 raise Stopped(
                     f"the system was restored from a backup: what {self.options.file} has of positions "
                     f"{start} to {reached} never happened. Delete it and start anew"
                 )
-            self.db.execute("UPDATE subscription SET epoch = ?", [epoch])
+            known = max(starts)  # of older ones there may still be some in the stream
+            self.db.execute("UPDATE subscription SET epoch = ?", [known])
         return bool(epoch >= known)
 
     # --- the feed ------------------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ class Subscriber:
         with self.db:  # commits, or rolls back
             for message in batch:
                 event = event_of(message)
-                if event and self.is_wanted(event) and await self.counts(event["epoch"], event["position"]):
+                if event and self.is_wanted(event) and await self.counts(event["epoch"]):
                     self.newest = max(self.newest, event["position"])
                     taken += await self.take(event)
             if batch and self.options.stream:

@@ -26,7 +26,7 @@ from infra.broker import (
     declare_topology,
 )
 from tests.projector.processes import until
-from tests.subscriber.conftest import Gateway, Subscriber
+from tests.subscriber.conftest import TWINS, Gateway, Subscriber, work_of
 
 SLICE = 2000  # events
 MANY_SECONDS = 50.0
@@ -132,3 +132,19 @@ async def test_it_gets_all_that_happened_from_the_stream_and_then_follows(
     assert delivered < taken + 2_000, "it went on where it was"
     assert "missing" not in subscriber.log
     assert "feed" not in subscriber.log
+
+
+@pytest.mark.parametrize("twin", TWINS)
+async def test_what_a_restore_took_back_is_in_the_stream_and_not_taken(
+    subscriber: Subscriber, gateway: Gateway, connection: AbstractConnection, twin: str
+) -> None:
+    """Who begins after a restore meets what never happened first."""
+    subscriber.environment["FPSO_GATEWAY_URL"] = gateway.url
+    gateway.epochs.append(1)  # nothing of the first epoch is left
+    never = [replace(nth(number), stream=f"equipment/NEVER{number}") for number in range(3)]
+    anew = [replace(nth(number), epoch=2) for number in range(5)]
+    publisher = await Publisher.on(connection)
+    await publisher.publish([*never, *anew]).confirmed()
+    subscriber.start(twin, (), "--stream")
+    await subscriber.reaches(anew[-1].position)
+    assert subscriber.work() == work_of(anew)
