@@ -13,6 +13,8 @@ const { values: options, positionals: [file, name, ...types] } = parseArgs({
   allowPositionals: true,
   options: { stream: { type: "boolean" }, "look-seconds": { type: "string", default: "30" } },
 });
+if (types.some((type) => type.replace(/\.\*$/, "").includes("*"))) // AMQP knows whole words only
+  throw new Error("a * stands at the end of a type, after a dot");
 const AMQP_URL = process.env.FPSO_SUBSCRIBER_AMQP_URL ?? "amqp://localhost/";
 const GATEWAY_URL = process.env.FPSO_GATEWAY_URL ?? "http://localhost:8088";
 const PAGE = 1000; // events, and deliveries that are out unacknowledged

@@ -306,12 +306,20 @@ def in_words(positions: list[int]) -> str:
     return f"{len(positions)} events, positions {positions[0]} to {positions[-1]}" if positions else "nothing"
 
 
+def pattern_of(text: str) -> str:
+    """A type, or the beginning of some. AMQP knows whole words only."""
+    if "*" in text.removesuffix(".*"):
+        raise argparse.ArgumentTypeError("a * stands at the end, after a dot")
+    return text
+
+
 def main() -> None:
     """Run until killed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", help="SQLite file of the work and its checkpoints; made where there is none")
     parser.add_argument("name", help="the queue is subscriber.NAME")
-    parser.add_argument("types", nargs="*", metavar="type", help="a type, or many as in 'fpso.equipment.*'")
+    types_help = "a type, or many as in 'fpso.equipment.*'"
+    parser.add_argument("types", nargs="*", metavar="type", type=pattern_of, help=types_help)
     parser.add_argument("--stream", action="store_true", help="consume fpso.events.stream, without a queue")
     parser.add_argument("--look-seconds", type=float, default=30, help="between two looks at the feed")
     parser.add_argument("--amqp-url", default=os.environ.get("FPSO_SUBSCRIBER_AMQP_URL", "amqp://localhost/"))

@@ -219,6 +219,16 @@ async def test_it_comes_back_when_the_broker_does_and_passes_over_what_is_not_an
     assert subscriber.work() == work_of(await world.everything())
 
 
+@both
+@pytest.mark.parametrize("pattern", ["fpso.equipment.de*", "fpso.*.registered.v1", "*"])
+async def test_a_pattern_that_would_bind_nothing_is_refused(
+    subscriber: Subscriber, twin: str, pattern: str
+) -> None:
+    subscriber.start(twin, (pattern,))
+    await until(lambda: not subscriber.is_running, "it has ended")
+    assert "after a dot" in subscriber.log
+
+
 # --- epochs -----------------------------------------------------------------------------------------------
 
 
