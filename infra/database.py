@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -15,7 +15,29 @@ from psycopg_pool import AsyncConnectionPool
 
 log = logging.getLogger(__name__)
 
-Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
+C = TypeVar("C", bound=AsyncConnection[Any])
+
+
+class ConnectionPool(AsyncConnectionPool[C]):
+    """A pool that a cancelled task does not get past.
+
+    It waits with ``asyncio.wait_for``, which in Python 3.11 forgets a cancellation that comes together with
+    the connection (https://github.com/python/cpython/issues/86296): a loop that was to end would go on.
+    """
+
+    async def getconn(self, timeout: float | None = None) -> C:
+        """See psycopg_pool."""
+        task = asyncio.current_task()
+        assert task is not None, "whoever awaits is a task"
+        cancellations = task.cancelling()
+        connection = await super().getconn(timeout)
+        if task.cancelling() > cancellations:
+            await self.putconn(connection)
+            raise asyncio.CancelledError
+        return connection
+
+
+Pool = ConnectionPool[AsyncConnection[DictRow]]
 
 PROJECTED_CHANNEL = "projected"
 """On which the projector tells at the event store how far the tables have got."""
@@ -52,7 +74,7 @@ def pool_of(url: str, size: int, name: str, *, options: str = "") -> Pool:
         "options": f"-c timezone=UTC {options}",
         **KEEPALIVE,
     }
-    return AsyncConnectionPool(
+    return ConnectionPool(
         url,
         connection_class=AsyncConnection[DictRow],
         kwargs=kwargs,

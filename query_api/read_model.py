@@ -16,9 +16,8 @@ import psycopg
 from fastapi import Depends, Request
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool
 
-from infra.database import CONNECT_TIMEOUT, KEEPALIVE, Limit, Listener
+from infra.database import CONNECT_TIMEOUT, KEEPALIVE, ConnectionPool, Limit, Listener
 from infra.problems import Problem
 from query_api.freshness import Aim, Basis, Freshness, Progress, Reached
 
@@ -50,7 +49,7 @@ class ReadModel:
     """Runs queries. The first column of every statement is the checkpoint of the snapshot it saw."""
 
     def __init__(self, url: str, pool_size: int) -> None:
-        self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
+        self._pool: ConnectionPool[AsyncConnection[Row]] = ConnectionPool(
             url,
             connection_class=AsyncConnection[Row],
             kwargs={
