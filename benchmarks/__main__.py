@@ -1,13 +1,16 @@
 """``python -m benchmarks``, which is `make bench`: measure, print a table, write benchmarks/results.json.
 
+All of it, or only what is named, as in ``make bench ARGS="relay feed"``; see ``MEASUREMENTS``.
+
 Ours and the reference take turns in one run, on one PostgreSQL with fsync on, so a machine whose speed drifts
 does not favour either; the medians of all rounds are compared.
 """
 
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,25 +27,42 @@ RESULTS = Path(__file__).parent / "results.json"
 IMPORT_ROWS = 50_000
 
 
-def main() -> None:
-    """Measure everything that there is to measure so far."""
-    only_commands = {"relay": 0, "projector": 0, "query_api": 0}
-    with _system(only_commands) as system:
-        figures = [import_vs_copy(system)]
+def main(chosen: Sequence[str]) -> None:
+    """Measure everything, or what is named; what is not measured now keeps its last result."""
+    kept = {one["name"]: one for one in json.loads(RESULTS.read_text())} if chosen else {}
+    for name in chosen or MEASUREMENTS:
+        for one in MEASUREMENTS[name]():
+            kept[one.name] = asdict(one)
+            print(
+                f"{one.name:<22} {one.ratio:6.2f} (goal {one.goal:g}, {one.better} is better)  "
+                f"{one.ours:,.4g} against {one.reference:,.4g} {one.unit}  [{one.spread}]"
+            )
+    RESULTS.write_text(json.dumps(list(kept.values()), indent=2) + "\n")
+
+
+def _import() -> Iterator[Figure]:
+    with _system({"relay": 0, "projector": 0, "query_api": 0}) as system:
+        yield import_vs_copy(system)
+
+
+def _relay() -> Iterator[Figure]:
     with _system({"projector": 0, "query_api": 0}, with_broker=True) as system:
-        figures.append(publishing.relay_vs_bare_publish(system))
+        yield publishing.relay_vs_bare_publish(system)
+
+
+def _feed() -> Iterator[Figure]:
     with _system({}, with_broker=True) as system:
-        figures.append(feed.fan_out(system))
+        yield feed.fan_out(system)
+
+
+def _audit() -> Iterator[Figure]:
     with _system({"projector": 0, "query_api": 0}) as system:
-        figures.append(audit.sealing_beside_commands(system))
+        yield audit.sealing_beside_commands(system)
     with _system({}) as system:
-        figures += audit.proofs_and_verification(system)
-    RESULTS.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    for one in figures:
-        print(
-            f"{one.name:<20} {one.ratio:6.2f} (goal {one.goal:g}, {one.better} is better)  "
-            f"{one.ours:,.4g} against {one.reference:,.4g} {one.unit}  [{one.spread}]"
-        )
+        yield from audit.proofs_and_verification(system)
+
+
+MEASUREMENTS = {"import": _import, "relay": _relay, "feed": _feed, "audit": _audit}
 
 
 @contextmanager
@@ -112,4 +132,4 @@ def _copied(connection: psycopg.Connection, number: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
