@@ -57,6 +57,7 @@ HEADWAY_LIMIT = 30.0  # seconds; a leader with events to publish that confirms n
 WINDOWS_AHEAD = 2  # handed over while the confirms of an earlier one are outstanding
 
 PUBLISHED = Counter("fpso_relay_published_events_total", "Events confirmed by the broker")
+REFUSED = Counter("fpso_relay_refused_events_total", "Events that some queue refused, a subscriber's perhaps")
 WINDOW_SECONDS = Histogram("fpso_relay_window_seconds", "From handing over a window to its last confirm")
 LAG_EVENTS = Gauge("fpso_relay_lag_events", "Events after the relay's checkpoint")
 LAG_SECONDS = Gauge("fpso_relay_lag_seconds", "Age of the oldest event after the relay's checkpoint")
@@ -247,7 +248,7 @@ class Relay:
         failure: Exception | None = None
         try:
             async with aclosing(batches), asyncio.TaskGroup() as group:
-                group.create_task(self._confirm(outstanding, leadership, checkpoints))
+                group.create_task(self._confirm(publisher, outstanding, leadership, checkpoints))
                 try:
                     async for events in batches:
                         if self._stopping.is_set():
@@ -267,6 +268,7 @@ class Relay:
 
     async def _confirm(
         self,
+        publisher: Publisher,
         outstanding: "asyncio.Queue[Window | None]",
         leadership: Leadership,
         checkpoints: Sequence[str],
@@ -274,13 +276,19 @@ class Relay:
         while (window := await outstanding.get()) is not None:
             started = time.perf_counter()
             try:
-                await window.confirmed()
+                if refused := await window.confirmed():
+                    await self._publish_refused(publisher, refused)
             except PublishFailed as failure:
                 if failure.confirmed:
                     await self._move(leadership, checkpoints, window.events[: failure.confirmed])
                 raise
             WINDOW_SECONDS.observe(time.perf_counter() - started)
             await self._move(leadership, checkpoints, window.events)
+
+    async def _publish_refused(self, publisher: Publisher, refused: Sequence[Event]) -> None:
+        REFUSED.inc(len(refused))
+        log.warning("refused by some queue", extra={"position": refused[-1].position, "events": len(refused)})
+        await publisher.publish_to_own(refused)
 
     async def _move(
         self, leadership: Leadership, checkpoints: Sequence[str], confirmed: Sequence[Event]

@@ -307,20 +307,36 @@ class Window:
     confirms: "asyncio.Task[list[asyncio.Future[object]]]"
     """For each event its confirm, once all have been handed over."""
 
-    async def confirmed(self) -> None:
-        """Return when every event is confirmed; raises `PublishFailed`."""
+    async def confirmed(self) -> Sequence[Event]:
+        """Return when every event is confirmed or refused: those that some queue refused.
+
+        Raises `PublishFailed`.
+        """
         count = 0
+        refused: list[Event] = []
         try:
             async with asyncio.timeout_at(self.deadline):
                 for confirm in await self.confirms:
-                    await confirm
+                    if await _is_refused(confirm):
+                        refused.append(self.events[count])
                     count += 1
         except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
             raise PublishFailed(count, _publish_cause(self.events[count], error)) from error
+        return refused
 
     def abandon(self) -> None:
         """Wait for no confirm any more."""
         self.confirms.cancel()
+
+
+async def _is_refused(confirm: "asyncio.Future[object]") -> bool:
+    try:
+        await confirm
+    except PublishError:
+        raise  # nobody at all is bound
+    except DeliveryError:
+        return True
+    return False
 
 
 def _publish_cause(event: Event, error: Exception) -> str:
@@ -331,9 +347,6 @@ def _publish_cause(event: Event, error: Exception) -> str:
         case PublishError():
             # Only where nobody at all is bound: a stream that is missing shows in `loss_of_stream`.
             return f"no queue is bound to receive what was published {where}"
-        case DeliveryError():
-            # Also where one of many queues does: `fpso subscriptions` names it.
-            return f"the broker, or a queue that is full, refused what was published {where}"
         case _:
             return f"{cause_of(error)} {where}"
 
@@ -357,21 +370,35 @@ class Publisher:
         channel = await _channel(connection)
         return cls(await _underlay(channel), timeout_seconds)
 
-    def publish(self, events: Sequence[Event], exchange: str = EVENTS_EXCHANGE) -> Window:
+    def publish(self, events: Sequence[Event], exchange: str = EVENTS_EXCHANGE, queue: str = "") -> Window:
         """Hand over ``events``, in order and after those of every earlier call.
 
-        Tasks begin in the order in which they were made, and the channel's lock is first come, first served.
+        With the default exchange (``""``) to one ``queue``, else to whoever is bound to their types. Tasks
+        begin in the order in which they were made, and the channel's lock is first come, first served.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout_seconds
-        return Window(events, deadline, asyncio.create_task(self._hand_over(events, exchange)))
+        return Window(events, deadline, asyncio.create_task(self._hand_over(events, exchange, queue)))
 
-    async def _hand_over(self, events: Sequence[Event], exchange: str) -> list[asyncio.Future[object]]:
+    async def publish_to_own(self, refused: Sequence[Event]) -> None:
+        """Return when projector and stream have what some queue refused. Raises `PublishFailed`.
+
+        A queue of a subscriber may refuse what it has no room for (a classic one with `reject-publish`). Its
+        loss shows in the chain, and is no reason to hold up everybody else. Ours do not refuse.
+        """
+        for queue in (PROJECTOR_QUEUE, STREAM_QUEUE):
+            if again := await self.publish(refused, "", queue).confirmed():
+                raise PublishFailed(0, f"{queue} refused what was published at position {again[0].position}")
+
+    async def _hand_over(
+        self, events: Sequence[Event], exchange: str, queue: str
+    ) -> list[asyncio.Future[object]]:
         confirms: list[asyncio.Future[object]] = []
         async with self._channel.lock:
             for start in range(0, len(events), SLICE_EVENTS):
                 frames: list[FrameType] = []
                 for event in events[start : start + SLICE_EVENTS]:
-                    frames += _frames_of(event, exchange, self._channel.max_content_size)
+                    key = queue or event.type
+                    frames += _frames_of(event, exchange, key, self._channel.max_content_size)
                     confirms.append(self._confirm_of(event.id))
                 await self._channel.write_queue.put(ChannelFrame.marshall(self._channel.number, frames))
         return confirms
@@ -388,7 +415,7 @@ class Publisher:
         return confirm
 
 
-def _frames_of(event: Event, exchange: str, frame_bytes: int) -> Iterator[FrameType]:
+def _frames_of(event: Event, exchange: str, routing_key: str, frame_bytes: int) -> Iterator[FrameType]:
     body = body_of(event)
     properties = spec.Basic.Properties(
         content_type=CONTENT_TYPE,
@@ -396,7 +423,7 @@ def _frames_of(event: Event, exchange: str, frame_bytes: int) -> Iterator[FrameT
         message_id=event.id,
         headers={**headers_of(event)},
     )
-    yield spec.Basic.Publish(exchange=exchange, routing_key=event.type, mandatory=True)
+    yield spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
     yield ContentHeader(properties=properties, body_size=len(body))
     for start in range(0, len(body), frame_bytes):
         yield ContentBody(body[start : start + frame_bytes])

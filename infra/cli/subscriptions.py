@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TIMEOUT = 10.0  # seconds
-HOLDS_UP = (
-    "{} refuses events when it is full (x-overflow), and then the relay goes on for nobody: "
-    "have it made anew without that, or delete it."
+REFUSES = (
+    "{} refuses events when it is full (x-overflow), which costs the relay a second publish of each: "
+    "have it made anew without that."
 )
 NUMBERS = ("consumers", "messages", "lag", "position")
 COLUMNS = "name,type,arguments,messages,consumers"
@@ -41,7 +41,7 @@ class Subscription:
     messages: int | None
     lag: int | None
     """Messages that nobody has acknowledged; None for a stream, which keeps them for every reader."""
-    may_hold_up_the_relay: bool
+    refuses_when_full: bool
 
 
 @click.command()
@@ -147,9 +147,8 @@ def _subscription(queue: Mapping[str, Any], patterns: Sequence[str]) -> Subscrip
         consumers=queue.get("consumers"),
         messages=messages,
         lag=None if queue["type"] == "stream" else messages,
-        # Of a classic queue the argument wins over our policy, and a queue that refuses an event refuses it
-        # to the relay, which then cannot go on.
-        may_hold_up_the_relay=queue["type"] == "classic"
+        # Of a classic queue the argument wins over our policy.
+        refuses_when_full=queue["type"] == "classic"
         and str(arguments.get("x-overflow", "")).startswith("reject-publish"),
     )
 
@@ -169,8 +168,8 @@ def _print_queues(found: Sequence[Subscription]) -> None:
     console = new_console()
     console.print(table)
     for one in found:
-        if one.may_hold_up_the_relay:
-            console.print(Text(HOLDS_UP.format(printable(one.queue)), style="bold red"))
+        if one.refuses_when_full:
+            console.print(Text(REFUSES.format(printable(one.queue)), style="bold red"))
 
 
 def _print_webhooks(found: Sequence[Mapping[str, Any]]) -> None:

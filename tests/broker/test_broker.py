@@ -129,15 +129,29 @@ async def test_an_event_larger_than_a_frame_arrives_whole(connection: AbstractCo
     assert carried == [*large, an_event(4)]
 
 
-async def test_what_is_refused_was_not_published(connection: AbstractConnection) -> None:
+async def test_what_another_s_queue_refuses_is_known_and_ours_have_it(connection: AbstractConnection) -> None:
     publisher = await everything_ready(connection)
     async with connection.channel() as channel:
         full: dict[str, FieldValue] = {"x-max-length": 1, "x-overflow": "reject-publish"}
         queue = await channel.declare_queue("full", arguments=full)
         await queue.bind(EVENTS_EXCHANGE, "#")
-    with pytest.raises(PublishFailed, match="refused what was published at position 2") as failed:
-        await publisher.publish(events(1, 5)).confirmed()
-    assert failed.value.confirmed == 1
+    refused = await publisher.publish(events(1, 3)).confirmed()
+    assert refused == events(2, 3)
+    await publisher.publish_to_own(refused)
+    messages = await received(connection, PROJECTOR_QUEUE, 5)
+    positions = [(message.header.properties.headers or {})["cloudEvents_position"] for message in messages]
+    assert set(positions) == {1, 2, 3}
+    assert positions[-2:] == [2, 3]
+
+
+async def test_a_queue_of_ours_that_refuses_fails_the_publish(connection: AbstractConnection) -> None:
+    publisher = await everything_ready(connection)
+    async with connection.channel() as channel:
+        await channel.queue_delete(PROJECTOR_QUEUE)
+        full: dict[str, FieldValue] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        await channel.declare_queue(PROJECTOR_QUEUE, durable=True, arguments=full)
+    with pytest.raises(PublishFailed, match=f"{PROJECTOR_QUEUE} refused what was published at position 2"):
+        await publisher.publish_to_own(events(1, 3))
 
 
 async def test_windows_keep_the_order(connection: AbstractConnection) -> None:

@@ -24,7 +24,7 @@ COUNTED_SECONDS = 20.0  # the broker counts every 5 seconds
 
 @pytest.fixture
 async def name(vhost: Vhost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[str]:
-    """Of two queues: one is read and one holds up the relay."""
+    """Of two queues: one is read and one refuses what it has no room for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FPSO_AMQP_URL", vhost.owner_url)
     monkeypatch.setenv("FPSO_AMQP_MANAGEMENT_URL", vhost.management_url)
@@ -76,10 +76,10 @@ async def test_each_queue_has_its_patterns_its_consumers_and_its_lag(name: str) 
         "consumers": 1,
         "messages": 3,
         "lag": 3,
-        "may_hold_up_the_relay": False,
+        "refuses_when_full": False,
     }
     assert found[f"{name}.refusing"]["patterns"] == ["*.*.updated.v1"], "through an exchange of its own"
-    assert found[f"{name}.refusing"]["may_hold_up_the_relay"] is True
+    assert found[f"{name}.refusing"]["refuses_when_full"] is True
     assert found["fpso.projector"]["patterns"] == ["#"]
     assert found["fpso.events.stream"]["lag"] is None
     assert not {f"{name}.unbound", "fpso.dead-letter"} & found.keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from aio_pika import ExchangeType
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractConnection, FieldValue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from events.vessel import VesselRenamed
@@ -56,6 +56,22 @@ async def test_everything_is_published_in_order_and_followed(
         await process.shows("fpso_relay_published_events_total", 1202)
         assert await process.terminate() == 0
     assert await streamed(connection, last) == store.positions()
+
+
+async def test_a_queue_that_refuses_events_holds_up_nobody(
+    store: Store, relay: Relays, connection: AbstractConnection
+) -> None:
+    async with relay() as process, connection.channel() as channel:
+        await until(lambda: has_stream(connection), "the topology is there")
+        full: dict[str, FieldValue] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        queue = await channel.declare_queue("theirs", arguments=full)
+        await queue.bind(EVENTS_EXCHANGE, "#")
+        store.register_vessel()
+        last = store.register_equipment(*(f"E{number}" for number in range(30)))
+        await until(lambda: checkpoint(store) == last, "all is published")
+        assert await process.is_ready()
+        assert await process.metric("fpso_relay_refused_events_total") >= 29
+    assert without_repeats(await streamed(connection, last)) == store.positions()
 
 
 async def test_a_poll_stays_under_notify(store: Store, relay: Relays) -> None:
