@@ -1,6 +1,7 @@
 """What all tests may ask for: a database of their own, a virtual host of their own. And how workers share them."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 
 def pytest_configure() -> None:
-    """Each worker has servers of its own, and ports that no other gives out."""
+    """Each worker has servers of its own, and ports that no other gives out. Processes can be interrupted."""
+    # What is run in the background of a shell ignores SIGINT, and so would every process that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1 …
         process.PORTS = process.PORTS[int(worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
 

@@ -156,9 +156,11 @@ def _shape_of(connection: psycopg.Connection) -> object:
 class Broker(ABC):
     """A RabbitMQ server, a virtual host for each test."""
 
-    def __init__(self, url: str, management_url: str) -> None:
+    def __init__(self, url: str, management_url: str, subscriber_password: str) -> None:
         self.url = url
         self.management_url = management_url
+        self.subscriber_password = subscriber_password
+        """That the user `subscriber` has after every start, if there is one."""
         self._vhosts: list[str] = []
 
     @abstractmethod
@@ -184,7 +186,9 @@ class LocalBroker(Broker):
     """A private broker on this machine."""
 
     def __init__(self, server: LocalRabbitMQ) -> None:
-        super().__init__(server.url, server.management_url)
+        password = urlsplit(server.subscriber_url).password
+        assert password
+        super().__init__(server.url, server.management_url, password)
         self._server = server
 
     def control(self, *arguments: str) -> str:
@@ -201,6 +205,7 @@ class ContainerBroker(Broker):
         super().__init__(
             f"amqp://{USER}:{USER}@{host}:{container.get_exposed_port(5672)}/",
             f"http://{host}:{container.get_exposed_port(15672)}",
+            "subscriber",
         )
         self._id = container.get_wrapped_container().id
 

@@ -10,8 +10,6 @@ import pytest
 from infra.broker_users import SUBSCRIBER, definitions
 from tests.servers import Broker
 
-PASSWORD = "subscribers-password"
-
 
 @dataclass(frozen=True)
 class Vhost:
@@ -27,7 +25,8 @@ def vhost(rabbitmq: Broker) -> Vhost:
     """Shared by all tests of what a subscriber may: each takes queue names of its own."""
     owner = urlsplit(rabbitmq.vhost_url())
     assert owner.password
-    defined = json.dumps(definitions(owner.password, PASSWORD, owner.path[1:]))
+    password = rabbitmq.subscriber_password  # a test that restarts the broker sets it anew
+    defined = json.dumps(definitions(owner.password, password, owner.path[1:]))
     rabbitmq.control(
         "eval",
         f'ok = rabbit_definitions:import_raw(base64:decode("{base64.b64encode(defined.encode()).decode()}")).',
@@ -35,6 +34,6 @@ def vhost(rabbitmq: Broker) -> Vhost:
     address = owner.netloc.rpartition("@")[2]
     return Vhost(
         owner.geturl(),
-        owner._replace(netloc=f"{SUBSCRIBER}:{PASSWORD}@{address}").geturl(),
+        owner._replace(netloc=f"{SUBSCRIBER}:{password}@{address}").geturl(),
         rabbitmq.management_url,
     )
