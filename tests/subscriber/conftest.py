@@ -235,7 +235,8 @@ async def world(history: Store, feed_url: str, vhost: Vhost) -> AsyncIterator[Wo
         await declare_stream(connection, settings)
         await bind_stream(connection)
         world = World(history, Reader(pool), await Publisher.on(connection), connection)
-        await world.is_history()  # what other tests did
+        await world.happens(4)  # whoever has found no history looks for it whenever he connects
+        await world.is_history()
         yield world
 
 
