@@ -137,7 +137,8 @@ _RESTART_SEQUENCES = """
     SELECT setval(format('%I.%I', schemaname, sequencename), start_value, false)
     FROM pg_sequences WHERE last_value IS NOT NULL
 """
-# Schemas, tables with columns, rights and triggers: what a test that does more than write rows would change.
+# Schemas, tables with columns, rights and triggers, settings of the database: what a test that does more than
+# write rows would change.
 _SHAPE = r"""
     SELECT md5(string_agg(line, E'\n' ORDER BY line)) FROM (
         SELECT format('%s %s', nspname, nspacl) AS line FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)'
@@ -145,6 +146,8 @@ _SHAPE = r"""
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace LEFT JOIN pg_attribute a ON attrelid = c.oid
         WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema'
         UNION ALL SELECT format('%s %s %s', tgrelid::regclass, tgname, tgenabled) FROM pg_trigger
+        UNION ALL SELECT format('%s', setconfig) FROM pg_db_role_setting
+        JOIN pg_database d ON d.oid = setdatabase WHERE datname = current_database()
     ) AS shape
 """
 
