@@ -276,12 +276,13 @@ class Relay:
         while (window := await outstanding.get()) is not None:
             started = time.perf_counter()
             try:
-                if refused := await window.confirmed():
-                    await self._publish_refused(publisher, refused)
+                refused = await window.confirmed()
             except PublishFailed as failure:
                 if failure.confirmed:
                     await self._move(leadership, checkpoints, window.events[: failure.confirmed])
                 raise
+            if refused:  # a failure of these counts none of the window: it would count the refused
+                await self._publish_refused(publisher, refused)
             WINDOW_SECONDS.observe(time.perf_counter() - started)
             await self._move(leadership, checkpoints, window.events)
 
