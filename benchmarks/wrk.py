@@ -1,0 +1,51 @@
+"""wrk, the load generator of closed loops: one thread in C, as good as never the bottleneck.
+
+`benchmarks.commands.load_generator` says how much it can do.
+"""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+CONNECTIONS = 64
+SECONDS = 8
+REGISTER = Path(__file__).with_name("register.lua")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run came to."""
+
+    requests: int
+    per_second: float
+
+
+def get(url: str, seconds: int = SECONDS) -> Done:
+    """GET ``url`` over and over."""
+    return _run([url], seconds)
+
+
+def register(url: str, vessel: str, prefix: str, seconds: int = SECONDS, *, keys: bool = False) -> Done:
+    """Register equipment whose codes begin with ``prefix``, which no other run may use.
+
+    With ``keys`` every request carries an Idempotency-Key of its own.
+    """
+    arguments = [prefix, vessel, *(["keys"] if keys else [])]
+    return _run(["--script", str(REGISTER), url, "--", *arguments], seconds)
+
+
+def _run(arguments: list[str], seconds: int) -> Done:
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise SystemExit("wrk is not on this machine: apt-get install wrk (`make bench` does, where it may).")
+    command = [wrk, "--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
+    run = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    report = run.stdout
+    rate = re.search(r"Requests/sec:\s*([\d.]+)", report)
+    total = re.search(r"(\d+) requests in", report)
+    # A run in which something failed is not a measurement.
+    if rate is None or total is None or re.search(r"Non-2xx|Socket errors", report):
+        raise RuntimeError(f"{' '.join(run.args)}:\n{report}")
+    return Done(int(total[1]), float(rate[1]))
