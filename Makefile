@@ -11,7 +11,7 @@ NODE := tests/node/node_modules/installed
 PIP := $(PYTHON) -m pip --python .venv/bin/python --disable-pip-version-check --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench documents clean rabbitmq
+.PHONY: help run test check bench documents clean rabbitmq wrk
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ check: $(DEVELOP) ## Lint, types, import rules; no released event broken, no doc
 	.venv/bin/lint-imports
 	.venv/bin/python -m infra.documents --check
 
-bench: $(DEVELOP) rabbitmq ## Measure, each figure beside its reference, into benchmarks/results.json
+bench: $(DEVELOP) rabbitmq wrk ## Measure, each figure beside its reference, into benchmarks/results.json
 	@.venv/bin/python -m benchmarks $(ARGS)
 
 documents: $(DEVELOP) ## Write anew what is made of the code: OpenAPI, AsyncAPI, docs/events.md, schemas
@@ -43,6 +43,10 @@ clean: ## Remove everything that was made here: .venv, .fpso with all data, cach
 
 rabbitmq:
 	@sh infra/local/install-rabbitmq.sh
+
+wrk:
+	@command -v wrk >/dev/null || reason=$$(sh infra/local/apt-install.sh wrk) || \
+		echo "wrk is not installed, and $$reason: what is measured with it cannot be." >&2
 
 $(VENV):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; this is $$(python3 --version 2>&1). \

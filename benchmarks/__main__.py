@@ -21,6 +21,7 @@ import psycopg
 from benchmarks import audit, feed, publishing
 from benchmarks.figures import ROUNDS, Figure, figure
 from infra.local import clean
+from infra.local.process import Unavailable
 from infra.local.system import Options, System
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -29,15 +30,22 @@ IMPORT_ROWS = 50_000
 
 def main(chosen: Sequence[str]) -> None:
     """Measure everything, or what is named; what is not measured now keeps its last result."""
-    kept = {one["name"]: one for one in json.loads(RESULTS.read_text())} if chosen else {}
+    if unknown := [name for name in chosen if name not in MEASUREMENTS]:
+        sys.exit(f"unknown: {', '.join(unknown)}; known: {', '.join(MEASUREMENTS)}")
+    results = {one["name"]: one for one in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     for name in chosen or MEASUREMENTS:
-        for one in MEASUREMENTS[name]():
-            kept[one.name] = asdict(one)
-            print(
-                f"{one.name:<22} {one.ratio:6.2f} (goal {one.goal:g}, {one.better} is better)  "
-                f"{one.ours:,.4g} against {one.reference:,.4g} {one.unit}  [{one.spread}]"
-            )
-    RESULTS.write_text(json.dumps(list(kept.values()), indent=2) + "\n")
+        try:
+            for one in MEASUREMENTS[name]():
+                results[one.name] = asdict(one)
+                # Each at once: a run that is interrupted keeps what it has.
+                RESULTS.write_text(json.dumps(list(results.values()), indent=2) + "\n")
+                print(
+                    f"{one.name:<29} {one.ratio:6.2f} (goal {one.goal:g}, {one.better} is better)  "
+                    f"{one.ours:,.4g} against {one.reference:,.4g} {one.unit}  [{one.spread}]",
+                    flush=True,
+                )
+        except Unavailable as error:
+            print(f"{name}: not measured, {error}", flush=True)
 
 
 def _import() -> Iterator[Figure]:
@@ -72,6 +80,8 @@ def _system(replicas: Mapping[str, int], *, with_broker: bool = False) -> Iterat
     try:
         options = Options(with_broker=with_broker, replicas={"delivery": 0, **replicas})
         with System(directory, options) as system:
+            if with_broker and not system.amqp_url:
+                raise Unavailable("RabbitMQ is not installed")
             yield system
     finally:
         clean.remove(directory)

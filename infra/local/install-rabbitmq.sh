@@ -8,39 +8,14 @@ for server in /usr/lib/rabbitmq/bin/rabbitmq-server "$(command -v rabbitmq-serve
 done
 [ -n "${FPSO_AMQP_URL:-}" ] && exit 0 # somebody else's is used
 
-go_without() {
-    echo "RabbitMQ is not installed, and $1: running without a broker." >&2
-    exit 0
-}
-
-command -v apt-get >/dev/null || go_without "this machine has no apt-get to install it with"
-if [ "$(id -u)" = 0 ]; then
-    sudo=""
-elif sudo -n true 2>/dev/null; then
-    sudo="sudo -n"
-else
-    go_without "only root may install it (sudo apt-get install rabbitmq-server)"
-fi
-
 log=.fpso/logs/apt.log
-policy=/usr/sbin/policy-rc.d # asked by every package before it starts a service; 101 forbids it
-mkdir -p .fpso/logs
+[ "$(id -u)" = 0 ] && sudo="" || sudo="sudo -n"
 dpkg -s erlang-base >/dev/null 2>&1 && had_erlang=yes || had_erlang=no
 
-if [ ! -e "$policy" ]; then
-    trap '$sudo rm -f "$policy"' EXIT
-    trap 'exit 1' INT TERM HUP
-    printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
-    $sudo chmod 755 "$policy"
-fi
-
-install() {
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install \
-        -y --no-install-recommends rabbitmq-server >>"$log" 2>&1 </dev/null
+reason=$(sh infra/local/apt-install.sh rabbitmq-server) || {
+    echo "RabbitMQ is not installed, and $reason: running without a broker." >&2
+    exit 0
 }
-
-echo "Installing RabbitMQ (apt-get install rabbitmq-server; its output goes to $log) ..."
-install || { $sudo apt-get update >>"$log" 2>&1 && install; } || go_without "apt-get could not install it, see $log"
 
 # Neither now nor after the next start of the machine: it was installed for this project's private one.
 units=rabbitmq-server.service
