@@ -32,10 +32,8 @@ class CommandSettings(ApiSettings):
 
 def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
     """The routes of the command API, not yet connected to anything."""
-    app = new_api("FPSO command API", "Commands about vessels and their equipment.", auth)
-    for router in (equipment.router, vessels.router, imports.router):
-        app.include_router(router)
-    return app
+    routers = (equipment.router, vessels.router, imports.router)
+    return new_api("FPSO command API", "Commands about vessels and their equipment.", auth, routers)
 
 
 @asynccontextmanager

@@ -1,15 +1,12 @@
 """The bodies of commands: which content types they have, how large they may be."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
 
-from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Message
+from starlette.requests import Request
 
 from infra.problems import Problem, invalid
+from infra.routing import Route
 
 JSON_MAX_BYTES = 1024 * 1024
 IMPORT_MAX_BYTES = 64 * 1024 * 1024
@@ -48,41 +45,28 @@ def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
 async def pieces_of(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     """The body piece by piece; a problem once it is larger than ``max_bytes``."""
     size = 0
-    try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > max_bytes:
-                detail = f"the body has more than {max_bytes} bytes"
-                raise Problem("body-too-large", detail, max_bytes=max_bytes)
-            if piece:
-                yield piece
-    except ClientDisconnect:
-        raise invalid("", "the body is not whole") from None
+    has_more = True
+    while has_more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise invalid("", "the body is not whole")
+        piece = message.get("body", b"")
+        has_more = message.get("more_body", False)
+        size += len(piece)
+        if size > max_bytes:
+            detail = f"the body has more than {max_bytes} bytes"
+            raise Problem("body-too-large", detail, max_bytes=max_bytes)
+        if piece:
+            yield piece
 
 
-class JsonRoute(APIRoute):
+class JsonRoute(Route):
     """A route whose body is JSON of a bounded size; any other is refused before it is parsed.
 
     A PATCH is a merge patch (RFC 7396), under its own media type too.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See FastAPI."""
-        handle = super().get_route_handler()
-        supported = MERGE_PATCH if self.methods == {"PATCH"} else JSON
-
-        async def checked(request: Request) -> Response:
-            check_content_type(request, supported)
-            body = b"".join([piece async for piece in pieces_of(request, JSON_MAX_BYTES)])
-            return await handle(_with_body(request, body))
-
-        return checked
-
-
-def _with_body(request: Request, body: bytes) -> Request:
-    """``request``, whose body has been read."""
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return Request(request.scope, receive)
+    async def body_of(self, request: Request) -> bytes:
+        """See `Route`."""
+        check_content_type(request, MERGE_PATCH if request.method == "PATCH" else JSON)
+        return b"".join([piece async for piece in pieces_of(request, JSON_MAX_BYTES)])

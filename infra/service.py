@@ -115,6 +115,7 @@ async def serve(app: ASGIApp, host: str, port: int, stopping: asyncio.Event, dra
     config = uvicorn.Config(
         app,
         http=_Connection,
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,

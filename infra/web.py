@@ -6,15 +6,15 @@
 import asyncio
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 from uuid import uuid4
 
-from fastapi import FastAPI, Path
+from fastapi import APIRouter, FastAPI, Path
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import Histogram
 from pydantic import AfterValidator, BeforeValidator
@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from events.values import Code
 from infra import logs, openapi
 from infra.problems import Fault, InvalidRequest, Problem, invalid, pointer_of, problem_answer
+from infra.routing import Route, Router
 from infra.settings import is_loopback
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ WAITS = "fpso.waits"
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 COMMAND_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 REQUESTS = Histogram(
     "fpso_http_request_seconds",
@@ -62,28 +65,41 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]@/]+)(?::\d{1,5})?")
 _URI_SAFE = "/%:@!$&'()*+,;=-._~"
 
 
-def new_api(title: str, description: str, auth: Literal["off", "on"]) -> FastAPI:
-    """An application without routes: behind the edge, answering every error as a problem.
+def new_api(
+    title: str, description: str, auth: Literal["off", "on"], routers: Sequence[APIRouter]
+) -> FastAPI:
+    """An application of the routes of ``routers``: behind the edge, answering every error as a problem.
 
     Documentation is served by the query API, for both APIs together, so the application serves none.
     """
-    app = FastAPI(
+    app = _Api(
+        auth,
         title=title,
         description=description,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
-        redirect_slashes=False,
-        # The names of generated clients' methods; `infra.openapi` refuses two alike.
-        generate_unique_id_function=lambda route: route.name,
+        routes=[route for router in routers for route in router.routes],
     )
-    app.add_middleware(Edge, auth=auth)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_api_route("/gateway/{refusal}", _answer_for_gateway, include_in_schema=False)
+    app.router.routes.append(Route("/gateway/{refusal}", _answer_for_gateway, include_in_schema=False))
     return app
+
+
+class _Api(FastAPI):
+    """FastAPI declares and documents the routes; from the edge a request goes straight to its route."""
+
+    def __init__(self, auth: Literal["off", "on"], **described: Any) -> None:
+        super().__init__(**described)
+        self._auth = auth
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """See Starlette. What its own layers would do for errors, the edge does."""
+        handlers = cast("Mapping[Any, ErrorHandler]", self.exception_handlers)  # all of them ours, and async
+        return Edge(Router(self.router.routes), handlers, self._auth)
 
 
 # --- The edge ---------------------------------------------------------------------------------------------
@@ -94,17 +110,18 @@ class Edge:
 
     In: the correlation id, the path decoded strictly, and without access control only this machine's Host
     and no command from another site's page. Out: the correlation id, headers of security, a measurement;
-    HEAD is GET without a body; what nobody caught is a 500 that shows nothing.
+    HEAD is GET without a body; an error is answered by its handler, one that has none is a 500 that shows
+    nothing.
     """
 
-    def __init__(self, app: ASGIApp, auth: Literal["off", "on"]) -> None:
+    def __init__(
+        self, app: ASGIApp, handlers: Mapping[Any, ErrorHandler], auth: Literal["off", "on"]
+    ) -> None:
         self.app = app
+        self.handlers = handlers
         self.is_open = auth == "off"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         started = perf_counter()
         method: str = scope["method"]
         incoming = _Incoming(scope["headers"])
@@ -114,7 +131,8 @@ class Edge:
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                await body.drain()
+                if not body.is_whole:
+                    await body.drain()
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_missing(message["headers"]), incoming.echo]
             elif method == "HEAD" and message["type"] == "http.response.body":
@@ -126,24 +144,28 @@ class Edge:
             scope = {**scope, "method": "GET", "is_head": True}
         token = logs.correlation_id.set(incoming.correlation_id)
         try:
-            try:
-                incoming.check()
-                if self.is_open:
-                    incoming.check_origin(method)
-                _decode(scope)
-            except Problem as problem:
-                await problem_answer(problem, instance_of(scope))(scope, body.receive, send_on)
-                return
+            incoming.check()
+            if self.is_open:
+                incoming.check_origin(method)
+            _decode(scope)
             await self.app(scope, body.receive, send_on)
-        except Exception:  # the edge of a request: whatever went wrong is logged here and shown to nobody
-            log.exception("request failed", extra={"method": method, "path": instance_of(scope)})
+        except Exception as error:  # the edge of a request: whatever went wrong ends here
             if status:
+                log.exception("request failed", extra={"method": method, "path": instance_of(scope)})
                 raise  # the answer has begun: only a broken connection says that it is not whole
-            failure = Problem("internal-error", "The request could not be answered.")
-            await problem_answer(failure, instance_of(scope))(scope, body.receive, send_on)
+            answer = await self._answer(error, Request(scope, body.receive))
+            await answer(scope, body.receive, send_on)
         finally:
             _measure(scope, method, status, perf_counter() - started)
             logs.correlation_id.reset(token)
+
+    async def _answer(self, error: Exception, request: Request) -> Response:
+        for kind in type(error).__mro__:
+            if (handler := self.handlers.get(kind)) is not None:
+                return await handler(request, error)
+        log.exception("request failed", extra={"method": request.method, "path": instance_of(request.scope)})
+        failure = Problem("internal-error", "The request could not be answered.")
+        return problem_answer(failure, instance_of(request.scope))
 
 
 class _Body:
@@ -153,17 +175,17 @@ class _Body:
     request's body with the first byte of the answer), so even a request that is refused unread is read.
     """
 
-    __slots__ = ("_receive", "_whole")
+    __slots__ = ("_receive", "is_whole")
 
     def __init__(self, receive: Receive, has_body: bool) -> None:
         self._receive = receive
-        self._whole = not has_body
+        self.is_whole = not has_body
 
     async def receive(self) -> Message:
         """ASGI's receive."""
         message = await self._receive()
         if message["type"] != "http.request" or not message.get("more_body"):
-            self._whole = True
+            self.is_whole = True
         return message
 
     async def drain(self) -> None:
@@ -171,7 +193,7 @@ class _Body:
         size = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while not self._whole and size < DRAIN_MAX_BYTES:
+                while not self.is_whole and size < DRAIN_MAX_BYTES:
                     size += len((await self.receive()).get("body", b""))
 
 
@@ -347,7 +369,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         case 413:
             problem = Problem("body-too-large", "The body is larger than this request may be.")
         case _:
-            raise error
+            log.error("request failed", extra={"status": error.status_code, "cause": error.detail})
+            problem = Problem("internal-error", "The request could not be answered.")
     return problem_answer(problem, instance_of(request.scope))
 
 
@@ -415,9 +438,7 @@ def _detail(fault: Any) -> str:
         case "extra_forbidden":
             return "there is no such parameter" if fault["loc"][0] == "query" else "there is no such member"
         case "json_invalid":
-            return f"the body is not JSON: {fault['ctx']['error']} at character {fault['loc'][-1]}"
-        case "missing" if fault["loc"] == ("body",):
-            return "a JSON body is required"
+            return f"the body is not JSON: {fault['ctx']['error']}"
         case _:
             return str(fault["msg"]).removeprefix("Value error, ")
 

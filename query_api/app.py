@@ -38,9 +38,8 @@ class QuerySettings(ApiSettings):
 
 def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
     """The application, described but not connected: `main` gives it the read model and the audit log."""
-    app = new_api("FPSO System: reads", DESCRIPTION, auth)
-    for module in (vessels, equipment, history, compare, operations, projection, feed, audit, documentation):
-        app.include_router(module.router)
+    modules = (vessels, equipment, history, compare, operations, projection, feed, audit, documentation)
+    app = new_api("FPSO System: reads", DESCRIPTION, auth, [module.router for module in modules])
     app.mount(documentation.ASSETS_PATH, documentation.assets, name="assets")
     for error in (psycopg.OperationalError, PoolTimeout, TooManyRequests):
         app.add_exception_handler(error, _answer_unavailable)

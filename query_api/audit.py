@@ -37,6 +37,7 @@ from infra.audit.tree import (
 from infra.database import CONNECT_TIMEOUT, Limit, pool_of
 from infra.openapi import problem_responses, response_headers
 from infra.problems import Problem, Slug, invalid
+from infra.routing import Route
 from query_api.event_log import event_of
 from query_api.formats import document
 from query_api.paging import POSITION_MAX, Digits, Reading
@@ -44,7 +45,7 @@ from query_api.read_model import READ_SECONDS, STATEMENT_TIMEOUT, InReadModel, R
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/audit", tags=["audit"])
+router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=Route)
 
 FOR_EVER = "public, max-age=31536000, immutable"
 """Cache-Control of a full tile: it never changes."""

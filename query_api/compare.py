@@ -10,6 +10,7 @@ from starlette.responses import Response
 from events.state import EquipmentState
 from events.values import time_text
 from infra.problems import invalid
+from infra.routing import Route
 from infra.web import PathCode
 from query_api.described import described_value
 from query_api.equipment import Equipment
@@ -20,7 +21,7 @@ from query_api.read_model import InReadModel
 from query_api.steps import changes, fields_of
 from query_api.vessels import vessel_not_found
 
-router = APIRouter(prefix="/v1/vessels", tags=["vessels"])
+router = APIRouter(prefix="/v1/vessels", tags=["vessels"], route_class=Route)
 
 
 class ChangedEquipment(BaseModel):

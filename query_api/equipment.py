@@ -11,6 +11,7 @@ from starlette.responses import Response
 from events.state import EquipmentState
 from events.values import Code, time_text
 from infra.problems import Problem
+from infra.routing import Route
 from infra.web import PathCode
 from query_api.described import described_list, described_single
 from query_api.formats import answer_list, resource
@@ -20,7 +21,7 @@ from query_api.read_model import InReadModel, ReadModel, Row
 from query_api.steps import given
 from query_api.vessels import vessel_not_found
 
-router = APIRouter(prefix="/v1", tags=["equipment"])
+router = APIRouter(prefix="/v1", tags=["equipment"], route_class=Route)
 
 EquipmentStatus = Literal["active", "inactive"]
 

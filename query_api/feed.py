@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from events.values import code_of
+from infra.routing import Route
 from infra.service import ABORT
 from infra.web import WAITS
 from query_api.described import described_stream, described_value
@@ -31,7 +32,7 @@ from query_api.read_model import InReadModel
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/events", tags=["events"])
+router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
 
 WAIT_MAX = 30  # seconds
 PATTERNS_MAX = 50

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from events.state import State
+from infra.routing import Route
 from infra.web import PathCode
 from query_api.described import described_list
 from query_api.equipment import equipment_not_found
@@ -24,7 +25,7 @@ from query_api.read_model import InReadModel, Row
 from query_api.steps import VESSEL_TYPES, given, steps
 from query_api.vessels import vessel_not_found
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=Route)
 
 GAP_EVENTS = 1000
 """A page is folded from a state that is so many events earlier at most, while the tables are behind."""

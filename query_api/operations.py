@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from events.values import Code, Time, money_text
 from infra.problems import Problem, invalid
+from infra.routing import Route
 from infra.web import PathCode, PathOperationId
 from query_api.described import described_list, described_single, described_value
 from query_api.formats import answer_list, document, resource
@@ -18,7 +19,7 @@ from query_api.paging import Exact, Key, Listing, Page, Reading, time_key
 from query_api.read_model import InReadModel
 from query_api.vessels import vessel_not_found
 
-router = APIRouter(prefix="/v1", tags=["operations"])
+router = APIRouter(prefix="/v1", tags=["operations"], route_class=Route)
 
 # Digits enough that dividing a sum of 16-digit amounts by any count is rounded once only, to 4 decimals.
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)

@@ -8,12 +8,13 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from events.values import time_text
+from infra.routing import Route
 from query_api.described import described_value
 from query_api.formats import document
 from query_api.paging import Reading
 from query_api.read_model import InReadModel
 
-router = APIRouter(prefix="/v1", tags=["projection"])
+router = APIRouter(prefix="/v1", tags=["projection"], route_class=Route)
 
 FOLLOWING_SECONDS = 2.0
 """A projector that is no further behind follows; a busy one is never quite at the head."""

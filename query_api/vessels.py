@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from events.state import VesselState
 from infra.problems import Problem
+from infra.routing import Route
 from infra.web import PathCode
 from query_api.described import described_list, described_single
 from query_api.formats import answer_list, resource
@@ -18,7 +19,7 @@ from query_api.paging import POSITION_MAX, Key, Listing, Page, Search
 from query_api.read_model import InReadModel, ReadModel
 from query_api.steps import VESSEL_TYPES, given
 
-router = APIRouter(prefix="/v1/vessels", tags=["vessels"])
+router = APIRouter(prefix="/v1/vessels", tags=["vessels"], route_class=Route)
 
 VesselStatus = Literal["active", "decommissioned"]
 

@@ -8,19 +8,18 @@ from starlette.requests import Request
 from command_api.dispatcher import Commands, Dispatcher
 from command_api.headers import check_no_if_match, command_headers
 from command_api.idempotency import Fingerprint
+from infra.routing import BODY
 
 
 async def _dispatcher(request: Request) -> Dispatcher:
     commands: Commands = request.app.state.commands
-    headers = command_headers(request)
-    body = await request.body() if headers.idempotency_key is not None else b""
 
     def fingerprint() -> bytes:
         whole = Fingerprint(request)
-        whole.add(body)
+        whole.add(request.scope[BODY])
         return whole.digest()
 
-    return Dispatcher(commands, headers, fingerprint)
+    return Dispatcher(commands, command_headers(request), fingerprint)
 
 
 async def _creation_dispatcher(request: Request) -> Dispatcher:

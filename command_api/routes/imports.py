@@ -19,6 +19,7 @@ from command_api.resources import ImportedResource, imported_answer
 from command_api.routes.documentation import changes_many
 from command_api.rows import READERS, Rows, decoded_lines
 from infra.problems import Problem, invalid, pointer_of
+from infra.routing import Route
 from infra.web import PathCode
 
 IMPORTS_MAX = 2
@@ -26,7 +27,7 @@ IMPORTS_MAX = 2
 PIECE_TIMEOUT = 30.0  # seconds
 BODY_TIMEOUT = 300.0  # seconds; 64 MiB at 2 Mbit/s
 
-router = APIRouter(prefix="/v1/vessels", tags=["equipment"])
+router = APIRouter(prefix="/v1/vessels", tags=["equipment"], route_class=Route)
 
 _CSV_EXAMPLE = (
     "code,name,location,manufacturer,active\n23-KA-9101,Compressor,23-1ST STAGE COMPRESSION-PH,ACME,true\n"

@@ -41,7 +41,7 @@ async def spoken(headers: list[tuple[bytes, bytes]], pieces: list[Message]) -> t
         "asgi": {"version": "3.0"},
     }
     async with asyncio.timeout(10):
-        await new_api("test", "test", "off")(scope, receive, send)
+        await new_api("test", "test", "off", [])(scope, receive, send)
     return order, status
 
 

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, ConfigDict
+from starlette.responses import JSONResponse, Response
 
+from command_api.bodies import JsonRoute
 from infra import logs
 from infra.problems import Problem
 from infra.web import PathCode, PathOperationId, checked_query, decoded_path, new_api
@@ -29,29 +31,29 @@ class Filters(BaseModel):
 
 
 def application(auth: Any = "off") -> FastAPI:
-    app = new_api("test", "", auth)
+    router = APIRouter(route_class=JsonRoute)
 
-    @app.get("/things/{code}")
-    async def get_thing(code: PathCode, filters: Annotated[Filters, Query()]) -> dict[str, Any]:
-        return {"code": code, "correlation_id": logs.correlation_id.get()}
+    @router.get("/things/{code}")
+    async def get_thing(code: PathCode, filters: Annotated[Filters, Query()]) -> Response:
+        return JSONResponse({"code": code, "correlation_id": logs.correlation_id.get()})
 
-    @app.patch("/things/{code}")
-    async def patch_thing(code: PathCode, body: Body) -> dict[str, str]:
-        return {"code": code}
+    @router.patch("/things/{code}")
+    async def patch_thing(code: PathCode, body: Body) -> Response:
+        return JSONResponse({"code": code})
 
-    @app.get("/operations/{id}")
-    async def get_operation(id: PathOperationId) -> dict[str, str]:  # noqa: A002
-        return {"id": id}
+    @router.get("/operations/{id}")
+    async def get_operation(id: PathOperationId) -> Response:  # noqa: A002
+        return JSONResponse({"id": id})
 
-    @app.get("/broken")
-    async def broken() -> None:
+    @router.get("/broken")
+    async def broken() -> Response:
         raise RuntimeError("the secret is 42")
 
-    @app.get("/busy")
-    async def busy() -> None:
+    @router.get("/busy")
+    async def busy() -> Response:
         raise Problem("overloaded", "Too much.", headers={"Retry-After": "3"}, queued=7)
 
-    return app
+    return new_api("test", "", auth, [router])
 
 
 def client_of(app: FastAPI, base_url: str = "http://localhost:8088") -> httpx.AsyncClient:
@@ -297,7 +299,7 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
         assert problem(await client.get(path)) == (404, "not-found")
     answer = await client.delete("/things/A")
     assert problem(answer) == (405, "method-not-allowed")
-    assert answer.headers["Allow"] == "GET, HEAD"
+    assert answer.headers["Allow"] == "GET, HEAD, PATCH"
     answer = await client.options("/things/A")
     assert problem(answer) == (405, "method-not-allowed")
     # What the other API has at a path is known from the merged document.

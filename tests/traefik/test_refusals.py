@@ -31,7 +31,7 @@ class Api:
         return Backend(f"http://{LOOPBACK}:{self.port}")
 
     async def start(self) -> None:
-        app = new_api("test", "", "off")
+        app = new_api("test", "", "off", [])
 
         async def teapot(request: Request) -> Response:
             return PlainTextResponse("own", int(request.query_params["status"]))
