@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +52,17 @@ class RegisterEquipment:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One piece of equipment in a file to import, its values valid."""
+class Row(NamedTuple):
+    """One piece of equipment in a file to import, its values valid.
+
+    A file has up to a hundred thousand: what is kept of each is as small as it can be.
+    """
 
     line: int
     """The physical line in the file on which the row begins; a CSV file's header is line 1."""
     code: str
-    name: str
-    location: str
-    attributes: Mapping[str, str]
+    registration: bytes
+    """The data of its `EquipmentRegistered`, encoded."""
     is_active: bool
 
 

@@ -1,6 +1,6 @@
 """One function per command: load, decide, save. What it returns, the answer is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
@@ -25,6 +25,8 @@ from command_api.commands import (
 from command_api.domain.equipment import Equipment
 from command_api.domain.vessel import Vessel
 from command_api.store import EventStore
+from events.catalogue import encode_data
+from events.equipment import EquipmentDeactivated, EquipmentRegistered
 from events.values import ATTRIBUTES_MAX
 from infra.problems import invalid
 
@@ -131,22 +133,26 @@ async def import_equipment(command: ImportEquipment, store: EventStore) -> Impor
     if problems and not command.skips_problems:
         raise ImportRejected(problems)
     rows = [row for row in command.rows if row.code not in taken]
-    # A hundred thousand decisions take a while: other commands go on meanwhile.
-    deactivated = await store.streams.in_thread(lambda: _register_rows(vessel, rows, store))
+    # A hundred thousand rows take a while: other commands go on meanwhile.
+    deactivated = await store.streams.in_thread(lambda: _save_rows(rows, store))
     # A vessel decommissioned in the meantime must not gain equipment.
     store.save(unchanged=[vessel])
     return Imported(vessel, len(rows), deactivated, problems)
 
 
-def _register_rows(vessel: Vessel, rows: list[Row], store: EventStore) -> int:
-    """Register the equipment of ``rows``; returns how many of it were deactivated at once."""
+def _save_rows(rows: Sequence[Row], store: EventStore) -> int:
+    """Have the equipment of ``rows`` registered; returns how much of it is deactivated at once.
+
+    That the vessel is in service decides on all of them, so no aggregate is made of each.
+    """
+    deactivation = encode_data(EquipmentDeactivated())
     deactivated = 0
     for row in rows:
-        equipment = Equipment.register(vessel, row.code, row.name, row.location, row.attributes)
+        stream = Equipment.stream_of(row.code)
+        store.save_encoded(stream, 1, EquipmentRegistered.type, row.registration)
         if not row.is_active:
-            equipment.deactivate()
+            store.save_encoded(stream, 2, EquipmentDeactivated.type, deactivation)
             deactivated += 1
-        store.save_unremembered(equipment)
     return deactivated
 
 

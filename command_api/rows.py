@@ -10,10 +10,12 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import Field, StrictBool, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from command_api.commands import Row, RowProblem
+from events.catalogue import encode_data
+from events.equipment import EquipmentRegistered
 from events.values import Attributes, Code, Location, Name
 from infra.problems import Problem, invalid, pointer_of
 
@@ -23,32 +25,37 @@ KNOWN_COLUMNS = ("code", "name", "location", "active")
 DOWNLOADED = ("code", "vessel_code", "name", "location", "attributes", "status", "version", "position")
 """The members of equipment as the query API gives it. A file that has exactly these is a download, and its
 rows are read as such: attributes from one JSON member, active from the status."""
+_ACTIVE = {"true": True, "false": False}
+_ACTIVE_BY_STATUS = {"active": True, "inactive": False}
 # A cell that a spreadsheet would take for a formula comes from a download with an apostrophe in front.
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 Rows = tuple[list[Row], list[RowProblem]]
 
 
-class _Values(BaseModel):
-    """The values of a row, by the rules of their types."""
-
-    model_config = ConfigDict(extra="forbid")
+class _Registration(EquipmentRegistered):
+    """A row as the event that registers it, its values held to their rules."""
 
     code: Code
     name: Name
     location: Location
     attributes: Attributes = Field(default_factory=dict)
-    active: StrictBool = True
+    active: StrictBool = Field(default=True, exclude=True)
 
 
-def csv_rows(lines: Iterator[str]) -> Rows:
+# A model's own methods look at their options anew for each row.
+_validated = TypeAdapter(_Registration).validator.validate_python
+
+
+def csv_rows(lines: Iterator[str], vessel_code: str) -> Rows:
     """The rows of a CSV file with a header. Columns that the register does not know become attributes.
 
     Raises `Problem` where the file as a whole cannot be read: no header, a column twice, too many rows.
     """
     reader = csv.reader(lines, strict=True)
     columns = _header(reader)
-    rows = _Collected()
+    values_of = _download_reader(columns) if set(columns) == set(DOWNLOADED) else _row_reader(columns)
+    rows = _Collected(vessel_code)
     while True:
         line = reader.line_num + 1
         try:
@@ -57,14 +64,14 @@ def csv_rows(lines: Iterator[str]) -> Rows:
             raise invalid("", f"line {line}: {error}") from None
         if cells is None:
             return rows.rows, rows.problems
-        if not any(cell.strip() for cell in cells):
+        if not "".join(cells).strip():
             continue  # an empty line, or one of empty cells, as spreadsheets leave them at the end
         rows.count(line)
         if len(cells) != len(columns):
             code = cells[columns.index("code")] if len(cells) > columns.index("code") else None
             rows.refuse(line, code, f"the row has {len(cells)} cells, the header {len(columns)}")
             continue
-        rows.add(line, _by_column(columns, cells))
+        rows.add(line, values_of(cells))
 
 
 def _header(reader: Any) -> Sequence[str]:
@@ -81,24 +88,38 @@ def _header(reader: Any) -> Sequence[str]:
     return columns
 
 
-def _by_column(columns: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = dict(zip(columns, cells, strict=True))
-    if values.keys() == set(DOWNLOADED):
-        plain = {name: cell[1:] if _GUARDED.match(cell) else cell for name, cell in values.items()}
-        return _downloaded(plain | {"attributes": _json_of(plain["attributes"])})
-    row = {column: values.pop(column) for column in KNOWN_COLUMNS if column in values}
-    # An empty cell says nothing: no attribute, and the default for `active`.
-    row["attributes"] = {column: cell for column, cell in values.items() if cell}
-    active = str(row.pop("active", "")).strip().lower()
-    if active:
-        row["active"] = {"true": True, "false": False}.get(active, active)
-    return row
+def _row_reader(columns: Sequence[str]) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """What gives the values of a row's cells. Where each stands is looked up once for all rows."""
+    known = [(columns.index(column), column) for column in KNOWN_COLUMNS if column in columns]
+    others = [(at, column) for at, column in enumerate(columns) if column not in KNOWN_COLUMNS]
+
+    def values_of(cells: Sequence[str]) -> dict[str, Any]:
+        row: dict[str, Any] = {column: cells[at] for at, column in known}
+        # An empty cell says nothing: no attribute, and the default for `active`.
+        row["attributes"] = {column: cell for at, column in others if (cell := cells[at])}
+        active = row.pop("active", "").strip().lower()
+        if active:
+            row["active"] = _ACTIVE.get(active, active)
+        return row
+
+    return values_of
+
+
+def _download_reader(columns: Sequence[str]) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """Likewise, for a download."""
+
+    def values_of(cells: Sequence[str]) -> dict[str, Any]:
+        plain = [cell[1:] if _GUARDED.match(cell) else cell for cell in cells]
+        values: dict[str, Any] = dict(zip(columns, plain, strict=True))
+        return _downloaded(values | {"attributes": _json_of(values["attributes"])})
+
+    return values_of
 
 
 def _downloaded(values: dict[str, Any]) -> dict[str, Any]:
     """A row of a download; on which vessel and at which version it was is not the register's to say."""
     row = {name: values[name] for name in ("code", "name", "location", "attributes")}
-    return row | {"active": {"active": True, "inactive": False}.get(values["status"], values["status"])}
+    return row | {"active": _ACTIVE_BY_STATUS.get(values["status"], values["status"])}
 
 
 def _json_of(cell: str) -> Any:
@@ -108,12 +129,12 @@ def _json_of(cell: str) -> Any:
         return cell
 
 
-def ndjson_rows(lines: Iterator[str]) -> Rows:
+def ndjson_rows(lines: Iterator[str], vessel_code: str) -> Rows:
     """The rows of a file with a JSON object a line; members that the register does not know are attributes.
 
     A nested ``attributes`` object is taken too, so that what a download gives can be imported.
     """
-    rows = _Collected()
+    rows = _Collected(vessel_code)
     for line, text in enumerate(lines, 1):
         if not text.strip():
             continue
@@ -144,7 +165,8 @@ def _by_member(values: dict[str, Any]) -> dict[str, Any]:
 class _Collected:
     """Rows and problems as they are found."""
 
-    def __init__(self) -> None:
+    def __init__(self, vessel_code: str) -> None:
+        self._vessel_code = vessel_code
         self.rows: list[Row] = []
         self.problems: list[RowProblem] = []
         self._lines: dict[str, int] = {}
@@ -158,8 +180,9 @@ class _Collected:
 
     def add(self, line: int, values: dict[str, Any]) -> None:
         """A row with these values, or what is wrong with them."""
+        values["vessel_code"] = self._vessel_code
         try:
-            row = _Values.model_validate(values)
+            row = _validated(values)
         except ValidationError as error:
             code = values.get("code")
             self.refuse(line, code if isinstance(code, str) else None, _detail(error))
@@ -168,7 +191,7 @@ class _Collected:
             detail = f"the code stands on line {first} already"
             self.problems.append(RowProblem(line, row.code, "equipment-already-registered", detail))
             return
-        self.rows.append(Row(line, row.code, row.name, row.location, row.attributes, row.active))
+        self.rows.append(Row(line, row.code, encode_data(row), row.active))
 
     def refuse(self, line: int, code: str | None, detail: str) -> None:
         """A row that is not valid."""
@@ -211,8 +234,8 @@ def decoded_lines(next_piece: Callable[[], bytes]) -> Iterator[str]:
             return
 
 
-READERS: Mapping[str, Callable[[Iterator[str]], Rows]] = {
+READERS: Mapping[str, Callable[[Iterator[str], str], Rows]] = {
     "text/csv": csv_rows,
     "application/x-ndjson": ndjson_rows,
 }
-"""How a file is read, by its content type."""
+"""How a file for a vessel is read, by its content type."""

@@ -192,11 +192,11 @@ class EventStore:
     def save(self, *changed: Aggregate[Any, Any], unchanged: Sequence[Aggregate[Any, Any]] = ()) -> None:
         """Have recorded what was decided, provided that ``unchanged`` is as it was read."""
         for aggregate in changed:
-            self.save_unremembered(aggregate)
+            self.events.extend(pending(event, self.metadata) for event in aggregate.collect_events())
             self.found[aggregate.stream] = aggregate.version
         self.changed.extend(aggregate for aggregate in changed if aggregate.collect_events())
         self.unchanged.update((aggregate.stream, aggregate.version) for aggregate in unchanged)
 
-    def save_unremembered(self, aggregate: Aggregate[Any, Any]) -> None:
-        """Have recorded what was decided, and keep no more of the aggregate than that; for imports."""
-        self.events.extend(pending(event, self.metadata) for event in aggregate.collect_events())
+    def save_encoded(self, stream: str, version: int, type_: str, data: bytes) -> None:
+        """Have recorded what was encoded before, and remember nothing of its aggregate; for imports."""
+        self.events.append(PendingEvent(stream, version, type_, data, self.metadata))

@@ -53,7 +53,17 @@ def encode_metadata(metadata: Mapping[str, str]) -> bytes:
 
 def encode(event: EventData, metadata: bytes) -> bytes:
     """The stored form of ``event``, but for the time of its recording, which `stamped` adds."""
-    data = event.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return with_metadata(encode_data(event), metadata)
+
+
+def encode_data(event: EventData) -> bytes:
+    """The data of ``event`` as they are stored."""
+    # What `model_dump_json` calls, which makes a string of it.
+    return event.__pydantic_serializer__.to_json(event, by_alias=True, exclude_none=True)
+
+
+def with_metadata(data: bytes, metadata: bytes) -> bytes:
+    """An event's encoded data, with the metadata of its command in front."""
     return metadata[:-1] + b',"data":' + data + b"}"
 
 

@@ -72,13 +72,15 @@ def _check_characters(code: str) -> None:
 
 
 def _without_control_characters(text: str) -> str:
-    if match := _CONTROL.search(text):
+    # What is printable has none, and is told in a fraction of the search's time.
+    if not text.isprintable() and (match := _CONTROL.search(text)):
         raise ValueError(f"control characters such as U+{ord(match[0]):04X} are not allowed")
     return text
 
 
 def _without_controls_but_space(text: str) -> str:
-    _without_control_characters(text.replace("\n", "").replace("\r", "").replace("\t", ""))
+    if not text.isprintable():
+        _without_control_characters(text.replace("\n", "").replace("\r", "").replace("\t", ""))
     return text
 
 

@@ -60,13 +60,13 @@ async def import_equipment(
     headers = command_headers(request)
     check_no_if_match(headers)
     fingerprint = Fingerprint(request)
-    rows, problems = await _read(request, fingerprint, content_type)
+    rows, problems = await _read(request, fingerprint, content_type, code)
     command = ImportEquipment(code, rows, problems, skips_problems=on_error == "skip")
     dispatcher = Dispatcher(request.app.state.commands, headers, fingerprint.digest)
     return await dispatcher.execute(command, imported_answer)
 
 
-async def _read(request: Request, fingerprint: Fingerprint, content_type: str) -> Rows:
+async def _read(request: Request, fingerprint: Fingerprint, content_type: str, vessel_code: str) -> Rows:
     """The rows of the file, read while it arrives."""
     slots: asyncio.Semaphore = request.app.state.import_slots
     threads: ThreadPoolExecutor = request.app.state.import_threads
@@ -75,7 +75,8 @@ async def _read(request: Request, fingerprint: Fingerprint, content_type: str) -
     async with slots, _in_time():
         pieces = pieces_of(request, IMPORT_MAX_BYTES)
         lines = decoded_lines(_from_thread(pieces, fingerprint))
-        return await asyncio.get_running_loop().run_in_executor(threads, READERS[content_type], lines)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(threads, READERS[content_type], lines, vessel_code)
 
 
 @asynccontextmanager

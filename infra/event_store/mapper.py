@@ -1,17 +1,15 @@
 """Between events of a stream and what the event store keeps of them: the library's mapper for our JSON."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
-from events.catalogue import decode, encode, stamped
+from events.catalogue import decode, encode_data, stamped, with_metadata
 from events.event import EventData, StreamEvent
 from events.state import FOLD_VERSION, EquipmentState, VesselState
 
@@ -26,28 +24,31 @@ _SNAPSHOTS: Mapping[str, TypeAdapter[Any]] = {
 _ANY_TIME = datetime(1, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class PendingEvent:
-    """An event that waits for its position and for the time of its recording."""
+class PendingEvent(NamedTuple):
+    """An event that waits for its position and for the time of its recording.
+
+    An import has a hundred thousand of them: there is little to each, and the metadata are shared.
+    """
 
     stream: str
     version: int
     type: str
-    state_at: Callable[[datetime], bytes]
-    """The stored form, once the time is known."""
+    data: bytes | EventData
+    """Encoded, where they do not depend on the time."""
+    metadata: bytes
+
+    def state_at(self, occurred_at: datetime) -> bytes:
+        """The stored form, once the time is known."""
+        data = self.data if isinstance(self.data, bytes) else encode_data(self.data.at(occurred_at))
+        return stamped(with_metadata(data, self.metadata), occurred_at)
 
 
 def pending(event: StreamEvent[EventData], metadata: bytes) -> PendingEvent:
     """``event`` with its command's metadata, encoded before the append lock is taken where it can be."""
-    data = event.data
-    if data.at(_ANY_TIME) is data:
-        state_at: Callable[[datetime], bytes] = partial(stamped, encode(data, metadata))
-    else:
-
-        def state_at(occurred_at: datetime) -> bytes:
-            return stamped(encode(data.at(occurred_at), metadata), occurred_at)
-
-    return PendingEvent(event.stream, event.version, data.type, state_at)
+    data: bytes | EventData = event.data
+    if event.data.at(_ANY_TIME) is event.data:
+        data = encode_data(event.data)
+    return PendingEvent(event.stream, event.version, event.data.type, data, metadata)
 
 
 class EventMapper(Mapper[str]):

@@ -88,6 +88,20 @@ async def test_a_csv_file_is_registered(api: httpx.AsyncClient, database: str) -
     }
 
 
+async def test_an_import_stores_what_single_commands_store(api: httpx.AsyncClient, database: str) -> None:
+    values = {"code": "A-1", "name": "Pumpe Ø", "location": "DECK 1", "attributes": {"maker": "ACME"}}
+    await api.post("/v1/vessels/VAL/equipment", json=values)
+    await api.post("/v1/equipment/A-1/deactivate")
+    await send(api, "code,name,location,maker,active\nA-2,Pumpe Ø,DECK 1,ACME,false\n".encode())
+    with psycopg.connect(database) as connection:
+        events = connection.execute(
+            "SELECT originator_version, topic, replace(substring(convert_from(state, 'UTF8'), '\"data\":.*'), %s, '')"
+            " FROM event_store.stored_events WHERE originator_id LIKE 'equipment/%%' ORDER BY notification_id",
+            ["A-1"],
+        ).fetchall()
+    assert [(*event[:2], event[2].replace("A-2", "")) for event in events[2:]] == events[:2]
+
+
 async def test_an_ndjson_file_is_registered(api: httpx.AsyncClient, database: str) -> None:
     content = (
         b'{"code": "A", "name": "n", "location": "l", "maker": "ACME", "parent_code": null, "active": false}\n'
