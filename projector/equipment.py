@@ -10,6 +10,12 @@ from psycopg.rows import tuple_row
 from pydantic_core import from_json, to_json
 
 from events.state import EquipmentState
+from projector.copying import INFINITY, JSONB, TIME, copy_rows, jsonb_value, time_value
+
+_EQUIPMENT_TYPES = ("text", "text", "text", "text", JSONB, "text", "int8", "int8")
+_VERSION_TYPES = (
+    "text", "int8", "int8", TIME, TIME, "text", "text", "text", "text", JSONB, "text",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -65,7 +71,7 @@ async def load_equipment(connection: AsyncConnection[Any], codes: Collection[str
             """
             SELECT code, position, vessel_code, name, location, attributes::text, status, version
             FROM equipment
-            WHERE code = ANY(%s)
+            WHERE code = ANY(%b)
             """,
             [list(codes)],
         )
@@ -93,29 +99,15 @@ async def write_equipment(connection: AsyncConnection[Any], rows: Collection[Equ
     new = [row for row in rows if row.is_new]
     changed = [row for row in rows if not row.is_new]
     if new:
-        async with (
-            connection.cursor() as cursor,
-            cursor.copy(
-                """
-                COPY equipment (code, vessel_code, name, location, attributes, status, version, position)
-                FROM STDIN
-                """
-            ) as copy,
-        ):
-            for row in new:
-                state = row.state
-                await copy.write_row(
-                    (
-                        row.code,
-                        state.vessel_code,
-                        state.name,
-                        state.location,
-                        to_json(state.attributes).decode(),
-                        state.status,
-                        state.version,
-                        row.position,
-                    )
-                )
+        await copy_rows(
+            connection,
+            """
+            COPY equipment (code, vessel_code, name, location, attributes, status, version, position)
+            FROM STDIN (FORMAT BINARY)
+            """,
+            _EQUIPMENT_TYPES,
+            map(_equipment_columns, new),
+        )
     if changed:
         await connection.execute(
             """
@@ -149,38 +141,35 @@ async def write_equipment(connection: AsyncConnection[Any], rows: Collection[Equ
         )
 
 
+def _equipment_columns(row: EquipmentRow) -> tuple[Any, ...]:
+    state = row.state
+    return (
+        row.code,
+        state.vessel_code,
+        state.name,
+        state.location,
+        jsonb_value(state.attributes),
+        state.status,
+        state.version,
+        row.position,
+    )
+
+
 async def write_equipment_versions(connection: AsyncConnection[Any], versions: EquipmentVersions) -> None:
     """Copy the new of ``versions``, and end those from before them."""
     if not versions.new:
         return
-    async with (
-        connection.cursor() as cursor,
-        cursor.copy(
-            """
-            COPY equipment_versions (
-                code, version, position, valid_from, valid_to, vessel_code, left_vessel_code, name, location,
-                attributes, status
-            ) FROM STDIN
-            """
-        ) as copy,
-    ):
-        for row in versions.new:
-            state = row.state
-            await copy.write_row(
-                (
-                    row.code,
-                    state.version,
-                    row.position,
-                    row.valid_from,
-                    "infinity" if row.valid_to is None else row.valid_to,
-                    state.vessel_code,
-                    row.left_vessel_code,
-                    state.name,
-                    state.location,
-                    to_json(state.attributes).decode(),
-                    state.status,
-                )
-            )
+    await copy_rows(
+        connection,
+        """
+        COPY equipment_versions (
+            code, version, position, valid_from, valid_to, vessel_code, left_vessel_code, name, location,
+            attributes, status
+        ) FROM STDIN (FORMAT BINARY)
+        """,
+        _VERSION_TYPES,
+        map(_version_columns, versions.new),
+    )
     if versions.ended:
         await connection.execute(
             """
@@ -197,3 +186,20 @@ async def write_equipment_versions(connection: AsyncConnection[Any], versions: E
                 ).decode()
             ],
         )
+
+
+def _version_columns(row: EquipmentVersion) -> tuple[Any, ...]:
+    state = row.state
+    return (
+        row.code,
+        state.version,
+        row.position,
+        time_value(row.valid_from),
+        INFINITY if row.valid_to is None else time_value(row.valid_to),
+        state.vessel_code,
+        row.left_vessel_code,
+        state.name,
+        state.location,
+        jsonb_value(state.attributes),
+        state.status,
+    )

@@ -254,7 +254,10 @@ async def _load_touched(
     operations: set[str] = set()
     for event, model in zip(batch, models, strict=True):
         kind, code = _stream_of(event)
-        (vessels if kind == "vessel" else equipment).add(code)
+        if kind == "vessel":
+            vessels.add(code)
+        elif event.version > 1:  # what begins has no row yet; if it has one, its primary key says so
+            equipment.add(code)
         match model:
             case EquipmentRegistered() | EquipmentTransferred():
                 vessels.add(model.vessel_code)
@@ -262,10 +265,10 @@ async def _load_touched(
                 operations.add(model.operation_id)
             case _:
                 pass
+    pieces = await load_equipment(connection, equipment)
+    vessels.update(row.state.vessel_code for row in pieces.values())
     return Rows(
-        await load_vessels(connection, vessels, equipment),
-        await load_equipment(connection, equipment),
-        await load_operations(connection, operations),
+        await load_vessels(connection, vessels), pieces, await load_operations(connection, operations)
     )
 
 
@@ -274,9 +277,7 @@ async def _load_stream(connection: AsyncConnection[Any], event: Event) -> "Rows"
     kind, code = _stream_of(event)
     vessels, equipment = ({code} if kind == each else set() for each in ("vessel", "equipment"))
     return Rows(
-        await load_vessels(connection, vessels, ()),
-        await load_equipment(connection, equipment),
-        operations={},
+        await load_vessels(connection, vessels), await load_equipment(connection, equipment), operations={}
     )
 
 

@@ -31,20 +31,17 @@ class VesselRow:
         self.position = position
 
 
-async def load_vessels(
-    connection: AsyncConnection[Any], codes: Collection[str], equipment_codes: Collection[str]
-) -> dict[str, VesselRow]:
-    """These vessels, and those that these pieces of equipment are on."""
+async def load_vessels(connection: AsyncConnection[Any], codes: Collection[str]) -> dict[str, VesselRow]:
+    """These vessels."""
+    if not codes:
+        return {}
     async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
         await cursor.execute(
             """
             SELECT code, name, status, version, position, active, inactive FROM vessels
-            WHERE code IN (
-                SELECT unnest(%s::text[])
-                UNION SELECT vessel_code FROM equipment WHERE code = ANY(%s)
-            )
+            WHERE code = ANY(%s)
             """,
-            [list(codes), list(equipment_codes)],
+            [list(codes)],
         )
         return {
             code: VesselRow(code, VesselState(name, status, version), position, active, inactive)
