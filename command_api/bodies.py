@@ -24,9 +24,12 @@ def content_type_of(request: Request) -> str:
 
 def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
     """Refuse a body of another type, or one that is compressed."""
+    given = request.headers.get("content-type", "")
     encoding = request.headers.get("content-encoding", "identity")
+    if given in supported and encoding == "identity":
+        return
     content_type = content_type_of(request)
-    charset = _CHARSET.search(request.headers.get("content-type", ""))
+    charset = _CHARSET.search(given)
     if charset is not None and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
         content_type = f"{content_type} in {charset[1]}"
     if content_type in supported and encoding == "identity":

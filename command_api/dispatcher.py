@@ -4,8 +4,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from eventsourcing.persistence import PersistenceError
@@ -46,6 +47,12 @@ COMMAND_SECONDS = Histogram(
     ["command", "outcome"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+
+
+@lru_cache(maxsize=1024)
+def _seconds(command: str, outcome: str) -> Histogram:
+    return COMMAND_SECONDS.labels(command, outcome)
+
 
 R = TypeVar("R")
 Respond = Callable[[R, Recording], Answer]
@@ -118,7 +125,7 @@ class Dispatcher:
         outcome = "error"
         try:
             self.commands.group_commit.check_has_room()
-            async with self.commands.in_flight.alone(self.headers.actor, self.headers.idempotency_key):
+            async with self._alone():
                 answer, is_replay = await self._decide_and_record(command, respond)
             outcome = "replayed" if is_replay else "accepted"
         except Overloaded:
@@ -139,12 +146,16 @@ class Dispatcher:
             outcome = problem.slug
             raise
         finally:
-            COMMAND_SECONDS.labels(type(command).__name__, outcome).observe(time.perf_counter() - started)
+            _seconds(type(command).__name__, outcome).observe(time.perf_counter() - started)
         headers = dict(answer.headers)
         if is_replay:
             headers["Idempotency-Replayed"] = "true"
         await self._wait_for_read_model(headers)
         return Response(answer.body, answer.status, headers, "application/json")
+
+    def _alone(self) -> AbstractAsyncContextManager[None]:
+        key = self.headers.idempotency_key
+        return nullcontext() if key is None else self.commands.in_flight.alone(self.headers.actor, key)
 
     async def _wait_for_read_model(self, headers: dict[str, str]) -> None:
         seconds = self.headers.wait_seconds

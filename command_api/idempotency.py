@@ -45,14 +45,11 @@ class InFlight:
         self._done: dict[tuple[str, str], asyncio.Event] = {}
 
     @asynccontextmanager
-    async def alone(self, actor: str, key: str | None) -> AsyncIterator[None]:
+    async def alone(self, actor: str, key: str) -> AsyncIterator[None]:
         """Work on the request with ``key`` when no other one with it is being worked on.
 
         Answers `idempotency-key-in-use` where the first takes too long.
         """
-        if key is None:
-            yield
-            return
         try:
             async with asyncio.timeout(WAIT_FOR_FIRST_SECONDS):
                 while (first := self._done.get((actor, key))) is not None:

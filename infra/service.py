@@ -120,6 +120,7 @@ async def serve(app: ASGIApp, host: str, port: int, stopping: asyncio.Event, dra
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is or what it called the gateway
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, int(drain_seconds)),
         h11_max_incomplete_event_size=64 * 1024,

@@ -9,10 +9,10 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from secrets import token_hex
 from time import perf_counter
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote, unquote_to_bytes, urlsplit
-from uuid import uuid4
 
 from fastapi import APIRouter, FastAPI, Path
 from fastapi.exceptions import RequestValidationError
@@ -95,6 +95,13 @@ class _Api(FastAPI):
     def __init__(self, auth: Literal["off", "on"], **described: Any) -> None:
         super().__init__(**described)
         self._auth = auth
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """See Starlette. What its own layers would do for errors, the edge does."""
@@ -224,7 +231,7 @@ class _Incoming:
             elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
                 self.has_body = True
         if correlation_id is None or not self.is_correlation_valid:
-            correlation_id = str(uuid4()).encode()
+            correlation_id = token_hex(16).encode()
         self.correlation_id = correlation_id.decode("ascii")
         self.echo = (b"x-correlation-id", correlation_id)
 

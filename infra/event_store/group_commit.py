@@ -24,6 +24,8 @@ RECORD_SECONDS = 30.0
 """How long a command waits for its outcome."""
 ALONE_SECONDS = 120.0
 """Likewise, for a whole import."""
+LOOK_SECONDS = 1.0
+"""How often it is looked who has waited for too long."""
 RETRY_SECONDS = 10.0
 RETRY_PAUSE = 0.25  # seconds
 
@@ -33,7 +35,9 @@ BATCH_EVENTS = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 100_000),
 )
 BATCH_SECONDS = Histogram("fpso_group_commit_seconds", "From the append lock to the end of the commit")
-QUEUE_SECONDS = Histogram("fpso_group_commit_wait_seconds", "From queueing to the start of the batch")
+QUEUE_SECONDS = Histogram(
+    "fpso_group_commit_wait_seconds", "From queueing to the start of the batch, for the first of each batch"
+)
 QUEUE_DEPTH = Gauge("fpso_group_commit_queue", "Commands that wait for the next batch")
 RERUNS = Counter("fpso_group_commit_reruns_total", "Batches whose commands were run again one by one")
 
@@ -56,6 +60,10 @@ class _Waiting:
         self.done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.since = time.perf_counter()
 
+    def is_late(self) -> bool:
+        """Whether its outcome is overdue."""
+        return time.perf_counter() - self.since > (ALONE_SECONDS if self.append.is_alone else RECORD_SECONDS)
+
 
 class GroupCommit:
     """The one writer of a process."""
@@ -66,14 +74,15 @@ class GroupCommit:
         self._queue_max_commands = queue_max_commands
         self._queue: deque[_Waiting] = deque()
         self._gathered = asyncio.Event()
+        self._recording: Sequence[_Waiting] = ()
         self._closing = False
-        self._recording_since: float | None = None
+        QUEUE_DEPTH.set_function(lambda: len(self._queue))
 
     @property
     def oldest_wait_seconds(self) -> float:
         """For how long the oldest command has waited to be recorded: whether the writer makes headway."""
-        since = self._recording_since or (self._queue[0].since if self._queue else None)
-        return 0.0 if since is None else time.perf_counter() - since
+        oldest = next(iter(self._recording or self._queue), None)
+        return 0.0 if oldest is None else time.perf_counter() - oldest.since
 
     def check_has_room(self) -> None:
         """Raise `Overloaded` before anything is done for a command that could not be queued."""
@@ -85,24 +94,16 @@ class GroupCommit:
         self.check_has_room()
         waiting = _Waiting(append)
         self._queue.append(waiting)
-        QUEUE_DEPTH.set(len(self._queue))
         self._gathered.set()
-        try:
-            async with asyncio.timeout(ALONE_SECONDS if append.is_alone else RECORD_SECONDS):
-                return await asyncio.shield(waiting.done)
-        except TimeoutError:
-            # The database neither answers nor refuses: it may be frozen, and its own time-outs with it.
-            if waiting in self._queue:
-                self._queue.remove(waiting)
-                raise Overloaded from None
-            raise OutcomeUnknown from None
+        return await waiting.done
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["GroupCommit"]:
         """Write for as long as the context lasts; at its end, what has been queued is still written."""
         with ThreadPoolExecutor(1, "append") as thread:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._write(thread))
+                looking = group.create_task(self._look_for_late())
+                group.create_task(self._write(thread)).add_done_callback(lambda _: looking.cancel())
                 try:
                     yield self
                 finally:
@@ -113,24 +114,35 @@ class GroupCommit:
         while True:
             await self._gathered.wait()
             if batch := self._next_batch():
-                self._recording_since = batch[0].since
+                self._recording = batch
                 await self._record_batch(batch, thread)
-                self._recording_since = None
+                self._recording = ()
             elif self._closing:
                 return
             else:
                 self._gathered.clear()
 
+    async def _look_for_late(self) -> None:
+        """Give up what has waited for too long.
+
+        The database neither answers nor refuses: it may be frozen, and its own time-outs with it.
+        """
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for waiting in [waiting for waiting in self._queue if waiting.is_late()]:
+                self._queue.remove(waiting)
+                _fail([waiting], Overloaded())
+            _fail([waiting for waiting in self._recording if waiting.is_late()], OutcomeUnknown())
+
     def _next_batch(self) -> Sequence[_Waiting]:
         batch: list[_Waiting] = []
         events = 0
-        now = time.perf_counter()
         while self._queue and (not batch or self._fits(self._queue[0].append, batch[-1].append, events)):
             waiting = self._queue.popleft()
             events += len(waiting.append.events)
-            QUEUE_SECONDS.observe(now - waiting.since)
             batch.append(waiting)
-        QUEUE_DEPTH.set(len(self._queue))
+        if batch:
+            QUEUE_SECONDS.observe(time.perf_counter() - batch[0].since)
         return batch
 
     def _fits(self, append: Append, last: Append, events: int) -> bool:

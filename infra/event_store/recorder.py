@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 from eventsourcing.persistence import StoredEvent
@@ -98,7 +98,7 @@ class Append:
     """An earlier attempt may have committed it."""
     correlation_id: str = ""
     """Of the command, for the log."""
-    id: str = field(default_factory=lambda: uuid4().hex[:16])
+    id: str = field(default_factory=lambda: token_hex(8))
     """Random, stored with the events: recognises them when the answer to a commit was lost."""
     outcome: Outcome | None = None
 
@@ -143,24 +143,26 @@ class Recorder(PostgresApplicationRecorder):
             return
         for append in appends:
             append.outcome = None
+        # All that is decided by is asked for in one go. Each statement comes after the lock, and sees what
+        # was committed before it.
         self._lock_table(curs)
-        if any(append.is_in_doubt for append in appends):
-            self._recognise_committed(curs, appends)
-        self._find_answers(curs, appends)
-        self._check_versions(curs, appends)
-        accepted = [append for append in appends if append.outcome is None]
-        if any(append.events for append in accepted):
-            self._insert_accepted(curs, [append for append in accepted if append.events])
-        for append in accepted:
-            append.outcome = append.outcome or append.settled
-        self._keep_answers(curs, accepted)
-
-    def _lock_table(self, curs: Cursor[DictRow]) -> None:
+        clock = curs.connection.execute(_CLOCK, prepare=True)
+        answers = self._ask_for_answers(curs, appends)
+        versions = self._ask_for_versions(curs, appends)
         try:
-            super()._lock_table(curs)
             curs.fetchone()
         except psycopg.errors.LockNotAvailable as error:
             raise AppendLockTimeout from error
+        if any(append.is_in_doubt for append in appends):
+            self._recognise_committed(curs, appends)
+        _find_answers(appends, answers)
+        _check_versions(appends, versions)
+        accepted = [append for append in appends if append.outcome is None]
+        if any(append.events for append in accepted):
+            self._insert_accepted(curs, [append for append in accepted if append.events], _next_time(clock))
+        for append in accepted:
+            append.outcome = append.outcome or append.settled
+        self._keep_answers(curs, accepted)
 
     def _recognise_committed(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
         last_events = {append.id: append.events[-1] for append in appends if append.events}
@@ -184,60 +186,34 @@ class Recorder(PostgresApplicationRecorder):
         for append in appends:
             append.outcome = recorded.get(append.id)
 
-    def _find_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
-        keyed = [(a, a.idempotency_key) for a in appends if a.idempotency_key and a.outcome is None]
-        if not keyed:
-            return
-        found = self._select_answers(curs, [key for _, key in keyed])
-        taken: set[tuple[str, str]] = set()
-        for append, key in keyed:
-            if (row := found.get((key.actor, key.key))) is not None:
-                append.outcome = _replay_or_reuse(row, key)
-            elif (key.actor, key.key) in taken:
-                # Two requests with one key in one batch: the second, decided again, finds the answer.
-                append.outcome = Conflict(f"idempotency/{key.key}", 0, None)
-            taken.add((key.actor, key.key))
-
     def find_answer(self, key: IdempotencyKey) -> Replay | KeyReused | None:
         """What was answered to the first request with ``key``, if there was one."""
         with self.datastore.get_connection() as connection, connection.cursor() as curs:
-            row = self._select_answers(curs, [key]).get((key.actor, key.key))
+            row = self._select_answers(curs, [key]).fetchone()
         return _replay_or_reuse(row, key) if row else None
 
-    def _select_answers(
-        self, curs: Cursor[DictRow], keys: Sequence[IdempotencyKey]
-    ) -> Mapping[tuple[str, str], DictRow]:
-        curs.execute(
+    def _ask_for_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> Cursor[DictRow] | None:
+        """The answers kept under the keys of ``appends``; None where they have none."""
+        keys = [append.idempotency_key for append in appends if append.idempotency_key is not None]
+        return self._select_answers(curs.connection.cursor(), keys) if keys else None
+
+    def _select_answers(self, curs: Cursor[DictRow], keys: Sequence[IdempotencyKey]) -> Cursor[DictRow]:
+        return curs.execute(
             """
             SELECT i.* FROM unnest(%s::text[], %s::text[]) AS wanted (actor, key)
             JOIN event_store.idempotency i USING (actor, key)
             WHERE i.recorded_at > now() - %s
             """,
             [[key.actor for key in keys], [key.key for key in keys], KEEP_ANSWERS],
+            prepare=True,
         )
-        return {(row["actor"], row["key"]): row for row in curs.fetchall()}
 
-    def _check_versions(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
-        """Give a command that relied on anything but the current versions its `Conflict`.
-
-        The primary key alone refuses a lone command whose own streams have moved on, so only what it left
-        unchanged is looked up; within a batch it must be known who is to blame.
-        """
-        is_alone = len(appends) == 1
-        expected = [
-            (
-                append,
-                dict(append.unchanged)
-                if is_alone
-                else {**append.unchanged, **_first_versions(append.events)},
-            )
-            for append in appends
-            if append.outcome is None
-        ]
-        streams = list({stream for _, versions in expected for stream in versions})
+    def _ask_for_versions(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> Cursor[DictRow] | None:
+        """The current versions of all streams that ``appends`` rely on; None where there are none."""
+        streams = list({stream for append in appends for stream in _relied_on(append, appends)})
         if not streams:
-            return
-        curs.execute(
+            return None
+        return curs.connection.execute(
             """
             SELECT stream, coalesce((
                 SELECT max(originator_version) FROM event_store.stored_events WHERE originator_id = stream
@@ -245,18 +221,12 @@ class Recorder(PostgresApplicationRecorder):
             FROM unnest(%s::text[]) AS stream
             """,
             [streams],
+            prepare=True,
         )
-        current: dict[str, int] = {row["stream"]: row["version"] for row in curs.fetchall()}
-        for append, versions in expected:
-            for stream, version in versions.items():
-                if current[stream] != version:
-                    append.outcome = Conflict(stream, version, current[stream])
-                    break
-            else:
-                current.update((event.stream, event.version) for event in append.events)
 
-    def _insert_accepted(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
-        occurred_at = self._next_time(curs)
+    def _insert_accepted(
+        self, curs: Cursor[DictRow], appends: Sequence[Append], occurred_at: datetime
+    ) -> None:
         events = [event for append in appends for event in append.events]
         positions: list[int] = []
         for start in range(0, len(events), INSERT_SLICE):
@@ -283,45 +253,29 @@ class Recorder(PostgresApplicationRecorder):
             last += len(append.events)
             append.outcome = Recording(positions[last], occurred_at + last * _TICK)
 
-    def _next_time(self, curs: Cursor[DictRow]) -> datetime:
-        """The database's clock, or what comes after the last event's time if that is later."""
+    def _keep_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
+        kept = [
+            (key.actor, key.key, key.fingerprint, answer.status, Jsonb(dict(answer.headers)), answer.body)
+            for append in appends
+            if (key := append.idempotency_key) is not None
+            and append.answer is not None
+            and isinstance(append.outcome, Recording)
+            for answer in [append.answer(append.outcome)]
+        ]
+        if not kept:
+            return
         curs.execute(
             """
-            SELECT clock_timestamp() AS now, (
-                SELECT state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
-            ) AS last
-            """
-        )
-        row = curs.fetchone()
-        assert row is not None
-        now: datetime = row["now"].astimezone(UTC)
-        if row["last"] is None:
-            return now
-        return max(now, datetime.fromisoformat(from_json(row["last"])["occurred_at"]) + _TICK)
-
-    def _keep_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
-        for append in appends:
-            key = append.idempotency_key
-            if key is None or append.answer is None or not isinstance(append.outcome, Recording):
-                continue
-            answer = append.answer(append.outcome)
-            curs.execute(
-                """
-                INSERT INTO event_store.idempotency (actor, key, fingerprint, status, headers, body)
-                VALUES (%s, %s, %s, %s, %s, %s)
-                ON CONFLICT (actor, key) DO UPDATE SET (fingerprint, status, headers, body, recorded_at)
-                    = (excluded.fingerprint, excluded.status, excluded.headers, excluded.body, now())
-                """,
-                [
-                    key.actor,
-                    key.key,
-                    key.fingerprint,
-                    answer.status,
-                    Jsonb(dict(answer.headers)),
-                    answer.body,
-                ],
-                prepare=True,
+            INSERT INTO event_store.idempotency (actor, key, fingerprint, status, headers, body)
+            SELECT * FROM unnest(
+                %s::text[], %s::text[], %s::bytea[], %s::smallint[], %s::jsonb[], %s::bytea[]
             )
+            ON CONFLICT (actor, key) DO UPDATE SET (fingerprint, status, headers, body, recorded_at)
+                = (excluded.fingerprint, excluded.status, excluded.headers, excluded.body, now())
+            """,
+            [list(column) for column in zip(*kept, strict=True)],
+            prepare=True,
+        )
 
     def forget_answers(self) -> int:
         """Remove the answers that were kept for long enough; returns how many."""
@@ -397,6 +351,32 @@ class Recorder(PostgresApplicationRecorder):
 
 
 _TICK = timedelta(microseconds=1)
+_CLOCK = """
+    SELECT clock_timestamp() AS now, (
+        SELECT state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
+    ) AS last
+"""
+
+
+def _next_time(clock: Cursor[DictRow]) -> datetime:
+    """The database's clock, or what comes after the last event's time if that is later."""
+    row = clock.fetchone()
+    assert row is not None
+    now: datetime = row["now"].astimezone(UTC)
+    if row["last"] is None:
+        return now
+    return max(now, datetime.fromisoformat(from_json(row["last"])["occurred_at"]) + _TICK)
+
+
+def _relied_on(append: Append, batch: Sequence[Append]) -> Mapping[str, int]:
+    """The versions that ``append`` is held to.
+
+    The primary key alone refuses a lone command whose own streams have moved on, so only what it left
+    unchanged is looked up; within a batch it must be known who is to blame.
+    """
+    if len(batch) == 1:
+        return append.unchanged
+    return {**append.unchanged, **_first_versions(append.events)}
 
 
 def _first_versions(events: Sequence[PendingEvent]) -> dict[str, int]:
@@ -405,6 +385,40 @@ def _first_versions(events: Sequence[PendingEvent]) -> dict[str, int]:
     for event in events:
         versions.setdefault(event.stream, event.version - 1)
     return versions
+
+
+def _check_versions(appends: Sequence[Append], versions: Cursor[DictRow] | None) -> None:
+    """Give a command that relied on anything but the current versions its `Conflict`."""
+    if versions is None:
+        return
+    current: dict[str, int] = {row["stream"]: row["version"] for row in versions.fetchall()}
+    for append in appends:
+        if append.outcome is not None:
+            continue
+        for stream, version in _relied_on(append, appends).items():
+            if current[stream] != version:
+                append.outcome = Conflict(stream, version, current[stream])
+                break
+        else:
+            current.update((event.stream, event.version) for event in append.events)
+
+
+def _find_answers(appends: Sequence[Append], answers: Cursor[DictRow] | None) -> None:
+    """Give a command whose key was used before the first answer to it."""
+    if answers is None:
+        return
+    found = {(row["actor"], row["key"]): row for row in answers.fetchall()}
+    taken: set[tuple[str, str]] = set()
+    for append in appends:
+        key = append.idempotency_key
+        if key is None or append.outcome is not None:
+            continue
+        if (row := found.get((key.actor, key.key))) is not None:
+            append.outcome = _replay_or_reuse(row, key)
+        elif (key.actor, key.key) in taken:
+            # Two requests with one key in one batch: the second, decided again, finds the answer.
+            append.outcome = Conflict(f"idempotency/{key.key}", 0, None)
+        taken.add((key.actor, key.key))
 
 
 def _replay_or_reuse(row: DictRow, key: IdempotencyKey) -> Replay | KeyReused:
