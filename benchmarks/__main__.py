@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from benchmarks import audit, feed, publishing
+from benchmarks import audit, commands, feed, load_generator, overload, publishing, readable
 from benchmarks.figures import ROUNDS, Figure, figure
 from infra.local import clean
 from infra.local.process import Unavailable
@@ -26,6 +26,7 @@ from infra.local.system import Options, System
 
 RESULTS = Path(__file__).parent / "results.json"
 IMPORT_ROWS = 50_000
+COMMANDS_ALONE = {"relay": 0, "projector": 0, "query_api": 0}
 
 
 def main(chosen: Sequence[str]) -> None:
@@ -49,7 +50,7 @@ def main(chosen: Sequence[str]) -> None:
 
 
 def _import() -> Iterator[Figure]:
-    with _system({"relay": 0, "projector": 0, "query_api": 0}) as system:
+    with _system(COMMANDS_ALONE) as system:
         yield import_vs_copy(system)
 
 
@@ -70,7 +71,48 @@ def _audit() -> Iterator[Figure]:
         yield from audit.proofs_and_verification(system)
 
 
-MEASUREMENTS = {"import": _import, "relay": _relay, "feed": _feed, "audit": _audit}
+def _load_generator() -> Iterator[Figure]:
+    yield load_generator.load_generator()
+
+
+def _commands() -> Iterator[Figure]:
+    with _system(COMMANDS_ALONE) as system:
+        yield from commands.one_process(system)
+
+
+def _whole_system() -> Iterator[Figure]:
+    with _system({}, with_broker=True) as system:
+        yield commands.whole_system(system)
+
+
+def _growth_append() -> Iterator[Figure]:
+    with _system(COMMANDS_ALONE) as small, _system(COMMANDS_ALONE) as large:
+        yield commands.growth_append(small, large)
+
+
+def _readable() -> Iterator[Figure]:
+    with _system({}, with_broker=True) as system:
+        yield from readable.readable(system)
+
+
+def _overload() -> Iterator[Figure]:
+    overload.allow_sockets()
+    with _system(COMMANDS_ALONE) as system:
+        yield overload.overload(system)
+
+
+MEASUREMENTS = {
+    "load_generator": _load_generator,
+    "commands": _commands,
+    "whole_system": _whole_system,
+    "growth_append": _growth_append,
+    "readable": _readable,
+    "overload": _overload,
+    "import": _import,
+    "relay": _relay,
+    "feed": _feed,
+    "audit": _audit,
+}
 
 
 @contextmanager

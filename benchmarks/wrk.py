@@ -1,9 +1,10 @@
 """wrk, the load generator of closed loops: one thread in C, as good as never the bottleneck.
 
-`benchmarks.commands.load_generator` says how much it can do.
+`benchmarks.load_generator` says how much it can do.
 """
 
 import re
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class Done:
 
     requests: int
     per_second: float
+    core_share: float
+    """What wrk itself took of one core."""
 
 
 def get(url: str, seconds: int = SECONDS) -> Done:
@@ -43,6 +46,7 @@ def _run(arguments: list[str], seconds: int) -> Done:
     if wrk is None:
         raise Unavailable("wrk is not installed (Debian's package of that name)")
     command = [wrk, "--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = subprocess.run(
         [*command, *arguments], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -52,4 +56,6 @@ def _run(arguments: list[str], seconds: int) -> Done:
     # A run in which something failed is not a measurement.
     if rate is None or total is None or re.search(r"Non-2xx|Socket errors", report):
         raise RuntimeError(f"{' '.join(run.args)}:\n{report}")
-    return Done(int(total[1]), float(rate[1]))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Done(int(total[1]), float(rate[1]), took / seconds)
