@@ -86,24 +86,26 @@ def event_of(
     """The event that is stored as ``state``. Raises `Undecodable` where that is not one of ours."""
     try:
         stored = from_json(state)
+        # Without keywords, in the order of their declaration: everything that reads events waits for this.
+        metadata = Metadata(
+            stored["actor"],
+            stored["auth_type"],
+            stored["correlation_id"],
+            stored.get("causation_id"),
+            stored.get("idempotency_key"),
+            stored.get("traceparent"),
+        )
         return Event(
-            stream=stream,
-            version=version,
-            position=position,
-            previous_position=previous_position,
-            previous_of_type=previous_of_type,
-            epoch=epoch,
-            type=type_,
-            occurred_at=datetime.fromisoformat(stored["occurred_at"]),
-            metadata=Metadata(
-                actor=stored["actor"],
-                auth_type=stored["auth_type"],
-                correlation_id=stored["correlation_id"],
-                causation_id=stored.get("causation_id"),
-                idempotency_key=stored.get("idempotency_key"),
-                traceparent=stored.get("traceparent"),
-            ),
-            data=stored["data"],
+            stream,
+            version,
+            position,
+            previous_position,
+            previous_of_type,
+            epoch,
+            type_,
+            datetime.fromisoformat(stored["occurred_at"]),
+            metadata,
+            stored["data"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise Undecodable(
