@@ -1,4 +1,4 @@
-"""``python -m benchmarks``, which is `make bench`: measure, print a table, write benchmarks/results.json.
+"""``python -m benchmarks``, which is `make bench`: measure, print a table, write results.json and a picture.
 
 All of it, or only what is named, as in ``make bench ARGS="relay feed"``; see ``MEASUREMENTS``.
 
@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from benchmarks import audit, commands, feed, load_generator, overload, publishing, readable
-from benchmarks.figures import ROUNDS, Figure, figure
+from benchmarks import audit, commands, feed, load_generator, overload, picture, publishing, readable
+from benchmarks.figures import HEADING, ROUNDS, Figure, figure, row
 from infra.local import clean
 from infra.local.process import Unavailable
 from infra.local.system import Options, System
@@ -34,19 +34,17 @@ def main(chosen: Sequence[str]) -> None:
     if unknown := [name for name in chosen if name not in MEASUREMENTS]:
         sys.exit(f"unknown: {', '.join(unknown)}; known: {', '.join(MEASUREMENTS)}")
     results = {one["name"]: one for one in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    print(HEADING, flush=True)
     for name in chosen or MEASUREMENTS:
         try:
             for one in MEASUREMENTS[name]():
                 results[one.name] = asdict(one)
                 # Each at once: a run that is interrupted keeps what it has.
                 RESULTS.write_text(json.dumps(list(results.values()), indent=2) + "\n")
-                print(
-                    f"{one.name:<29} {one.ratio:6.2f} (goal {one.goal:g}, {one.better} is better)  "
-                    f"{one.ours:,.4g} against {one.reference:,.4g} {one.unit}  [{one.spread}]",
-                    flush=True,
-                )
+                print(row(one), flush=True)
         except Unavailable as error:
-            print(f"{name}: not measured, {error}", flush=True)
+            print(f"{name:<30} not measured: {error}", flush=True)
+    picture.PICTURE.write_text(picture.draw([Figure(**one) for one in results.values()]))
 
 
 def _import() -> Iterator[Figure]:

@@ -78,7 +78,9 @@ async def _commands(system: System, url: str, prefix: str, seconds: float) -> Se
         await connection.execute(f"LISTEN {READ_MODEL_CHANNEL}".encode())
         load = group.create_task(repeated(clients, register, seconds, RATE))
         async for notification in connection.notifies():
-            moves.append((int(notification.payload), time.perf_counter()))
+            # It is also repeated every second, and told by the other projection, which may know an older one.
+            if not moves or int(notification.payload) > moves[-1][0]:
+                moves.append((int(notification.payload), time.perf_counter()))
             if load.done() and moves[-1][0] >= max(position for _, position in sent):
                 break
     _check_rows(system, prefix, len(sent))
