@@ -1,6 +1,7 @@
 """The life of a process: /livez, /readyz and /metrics on a port of its own, SIGTERM, drain."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -125,6 +126,8 @@ async def serve(app: ASGIApp, host: str, port: int, stopping: asyncio.Event, dra
         timeout_graceful_shutdown=max(1, int(drain_seconds)),
         h11_max_incomplete_event_size=64 * 1024,
     )
+    gc.collect()
+    gc.freeze()  # what is there before the first request stays: the collector need not look at it again
     server = _Server(config)
     listening = socket.create_server((host, port), backlog=2048, family=_family(host))
     async with asyncio.TaskGroup() as group:
