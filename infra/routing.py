@@ -7,6 +7,7 @@ application pays for on every request whether it uses them or not (ADR 15).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import iscoroutinefunction
 from typing import Any, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -24,6 +25,15 @@ from infra.problems import invalid
 
 BODY = "fpso.body"
 """In the scope of a request: its body, where the route takes one."""
+
+_NOT_TAKEN = (
+    "cookie_params",
+    "http_connection_param_name",
+    "websocket_param_name",
+    "response_param_name",
+    "background_tasks_param_name",
+    "security_scopes_param_name",
+)
 
 
 class Route(APIRoute):
@@ -83,8 +93,11 @@ class _Arguments:
     """What an endpoint is called with."""
 
     def __init__(self, declared: Dependant) -> None:
-        assert declared.call is not None
-        assert not declared.cookie_params, "nothing is taken from cookies"
+        assert iscoroutinefunction(declared.call), f"{declared.call} is called in the event loop"
+        taken = [name for name in _NOT_TAKEN if getattr(declared, name)]
+        assert not taken, f"{declared.call} takes what is not given: {taken}"
+            f"{declared.call} takes what is not given"
+        )
         assert len(declared.body_params) <= 1, "a request has one body"
         types = get_type_hints(declared.call, include_extras=True)
         self._parameters = [
@@ -162,8 +175,9 @@ class _Dependency:
 
     def __init__(self, declared: Dependant) -> None:
         assert declared.name is not None
-        assert declared.call is not None
-        assert declared.request_param_name == "request", f"{declared.call} takes the request"
+        assert iscoroutinefunction(declared.call), f"{declared.call} is called in the event loop"
+        assert declared.request_param_name is not None, f"{declared.call} takes the request, and only that"
+        assert not declared.dependencies, f"{declared.call} takes the request, and only that"
         self.name = declared.name
         self.call: Callable[[Request], Any] = declared.call
 
