@@ -96,8 +96,6 @@ class _Arguments:
         assert iscoroutinefunction(declared.call), f"{declared.call} is called in the event loop"
         taken = [name for name in _NOT_TAKEN if getattr(declared, name)]
         assert not taken, f"{declared.call} takes what is not given: {taken}"
-            f"{declared.call} takes what is not given"
-        )
         assert len(declared.body_params) <= 1, "a request has one body"
         types = get_type_hints(declared.call, include_extras=True)
         self._parameters = [
