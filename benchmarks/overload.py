@@ -88,11 +88,11 @@ async def _overloaded(url: str, capacity: float, prefix: str) -> tuple[_Outcomes
                 return
             assert answer.status == 503, answer.head
             outcomes.refusals.append(now - sent)
-            retry_after = float(answer.header(b"retry-after"))
-            if now + retry_after > ends:
+            retry_at = now + float(answer.header(b"retry-after"))
+            await asyncio.sleep(min(retry_at, ends) - now)
+            if retry_at > ends:
                 outcomes.given_up.append(code)
                 return
-            await asyncio.sleep(retry_after)
 
     async with connected(url, number) as clients:
         ends = time.perf_counter() + OVERLOAD_SECONDS
