@@ -1,12 +1,13 @@
 """A whole read model in a schema of any name, written by the code that writes the live one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
 from events.event import Event
+from infra.broker import first_of
 from infra.event_store.reader import Reader
 from projector.event_log import EventLog
 from projector.projection import Checkpoint, Projection, Tables, writing_pool
@@ -14,6 +15,7 @@ from projector.subscription import BATCH_EVENTS
 
 PROJECTIONS = (Tables.name, EventLog.name)
 A_FEW_EVENTS = 500
+LEAD_BATCHES = 1  # that may wait for the slower projection
 
 
 class StoreEnds(Exception):
@@ -56,8 +58,11 @@ class Copy:
         `CheckpointMoved` where somebody else writes the copy, `StoreEnds` where there are no more events.
         """
         if not self.has_reached(to):
-            async for batch in self.reader.batches(self.position, BATCH_EVENTS, max(to.values())):
-                await self._project(batch, to)
+            batches = self.reader.batches(self.position, BATCH_EVENTS, max(to.values()))
+            try:
+                await self._project_all(batches, to)
+            except BaseExceptionGroup as errors:
+                raise first_of(errors) from None
         if not self.has_reached(to):
             raise StoreEnds(f"The event store ends at position {self.position}, not at {max(to.values())}")
 
@@ -65,23 +70,28 @@ class Copy:
         """Bring each projection to its position of ``to``; False where it is more than a few events away."""
         if not self.has_reached(to):
             batch = await self.reader.after(self.position, A_FEW_EVENTS, max(to.values()))
-            await self._project(batch, to)
+            for projection in self.projections:
+                await self._project(projection, batch, to[projection.name])
         return self.has_reached(to)
 
-    async def _project(self, batch: list[Event], to: Mapping[str, int]) -> None:
-        async def project(projection: Projection) -> None:
-            checkpoint = self.checkpoints[projection.name].position
-            events = [event for event in batch if checkpoint < event.position <= to[projection.name]]
-            if events:
-                await projection.project(events)
-                last = events[-1]
-                self.checkpoints[projection.name] = Checkpoint(last.position, last.epoch, None)
+    async def _project_all(self, batches: AsyncGenerator[list[Event], None], to: Mapping[str, int]) -> None:
+        """Each projection goes its own pace: while PostgreSQL works for one of them the other can fold."""
+        queues = [asyncio.Queue[list[Event]](LEAD_BATCHES) for _ in self.projections]
+        async with aclosing(batches), asyncio.TaskGroup() as group:
+            for projection, queue in zip(self.projections, queues, strict=True):
+                group.create_task(self._take(queue, projection, to[projection.name]))
+            async for batch in batches:
+                for queue in queues:
+                    await queue.put(batch)
+            for queue in queues:
+                await queue.put([])
 
-        await _together(*(project(projection) for projection in self.projections))
+    async def _take(self, queue: asyncio.Queue[list[Event]], projection: Projection, to: int) -> None:
+        while batch := await queue.get():
+            await self._project(projection, batch, to)
 
-
-async def _together(*works: Awaitable[None]) -> None:
-    """All of ``works``; the first error once none of them is under way any more."""
-    for outcome in await asyncio.gather(*works, return_exceptions=True):
-        if outcome is not None:
-            raise outcome
+    async def _project(self, projection: Projection, batch: list[Event], to: int) -> None:
+        checkpoint = self.checkpoints[projection.name].position
+        if events := [event for event in batch if checkpoint < event.position <= to]:
+            await projection.project(events)
+            self.checkpoints[projection.name] = Checkpoint(events[-1].position, events[-1].epoch, None)

@@ -1,9 +1,9 @@
 """The tables ``equipment`` and ``equipment_versions``: which rows a state becomes."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
@@ -42,24 +42,12 @@ class EquipmentVersion:
     """When the next event happened; None while there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class EquipmentVersions:
-    """The versions that a batch adds, and the ends that it puts to versions from before it."""
+class EndedVersion(NamedTuple):
+    """A version of before, and the time of the event after it."""
 
-    new: list[EquipmentVersion] = field(default_factory=list)
-    ended: list[tuple[str, int, datetime]] = field(default_factory=list)
-    """Code, version, and the time of the event after it."""
-    _newest: dict[str, EquipmentVersion] = field(default_factory=dict)
-
-    def add(self, version: EquipmentVersion, ended: int | None) -> None:
-        """The next version of a piece of equipment; it ends the version ``ended``, if there is one."""
-        before = self._newest.get(version.code)
-        if before is not None:
-            before.valid_to = version.valid_from
-        elif ended is not None:
-            self.ended.append((version.code, ended, version.valid_from))
-        self._newest[version.code] = version
-        self.new.append(version)
+    code: str
+    version: int
+    valid_to: datetime
 
 
 async def load_equipment(connection: AsyncConnection[Any], codes: Collection[str]) -> dict[str, EquipmentRow]:
@@ -155,10 +143,10 @@ def _equipment_columns(row: EquipmentRow) -> tuple[Any, ...]:
     )
 
 
-async def write_equipment_versions(connection: AsyncConnection[Any], versions: EquipmentVersions) -> None:
-    """Copy the new of ``versions``, and end those from before them."""
-    if not versions.new:
-        return
+async def copy_equipment_versions(
+    connection: AsyncConnection[Any], versions: Iterable[EquipmentVersion]
+) -> None:
+    """Copy new ``versions``, which are taken one by one."""
     await copy_rows(
         connection,
         """
@@ -168,24 +156,22 @@ async def write_equipment_versions(connection: AsyncConnection[Any], versions: E
         ) FROM STDIN (FORMAT BINARY)
         """,
         _VERSION_TYPES,
-        map(_version_columns, versions.new),
+        map(_version_columns, versions),
     )
-    if versions.ended:
-        await connection.execute(
-            """
-            UPDATE equipment_versions SET valid_to = ended.valid_to
-            FROM json_to_recordset(%s) AS ended (code text, version bigint, valid_to timestamptz)
-            WHERE equipment_versions.code = ended.code AND equipment_versions.version = ended.version
-            """,
-            [
-                to_json(
-                    [
-                        {"code": code, "version": version, "valid_to": valid_to}
-                        for code, version, valid_to in versions.ended
-                    ]
-                ).decode()
-            ],
-        )
+
+
+async def end_equipment_versions(connection: AsyncConnection[Any], ended: Collection[EndedVersion]) -> None:
+    """Say of versions until when they were valid."""
+    if not ended:
+        return
+    await connection.execute(
+        """
+        UPDATE equipment_versions SET valid_to = ended.valid_to
+        FROM json_to_recordset(%s) AS ended (code text, version bigint, valid_to timestamptz)
+        WHERE equipment_versions.code = ended.code AND equipment_versions.version = ended.version
+        """,
+        [to_json([version._asdict() for version in ended]).decode()],
+    )
 
 
 def _version_columns(row: EquipmentVersion) -> tuple[Any, ...]:

@@ -2,9 +2,10 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, ClassVar
 
 import psycopg
@@ -20,16 +21,17 @@ from events.equipment import (
     OperationVoided,
 )
 from events.event import Event
-from events.state import equipment_after, vessel_after
+from events.state import EquipmentState, equipment_after, vessel_after
 from events.vessel import VesselEvent
 from infra.database import READ_MODEL_CHANNEL, Pool, pool_of
 from projector.equipment import (
+    EndedVersion,
     EquipmentRow,
     EquipmentVersion,
-    EquipmentVersions,
+    copy_equipment_versions,
+    end_equipment_versions,
     load_equipment,
     write_equipment,
-    write_equipment_versions,
 )
 from projector.operations import OperationRow, load_operations, write_operations
 from projector.skips import Skip, mark_passed_over, skip_of
@@ -202,16 +204,17 @@ class Tables(Projection):
         """See `Projection`."""
         models = [_decoded(event) for event in batch]
         rows = await _load_touched(connection, batch, models)
-        for event, model in zip(batch, models, strict=True):
-            rows.apply(event, model)
-        await _write_changed(connection, rows, batch[0].position)
+        # PostgreSQL takes in what some events came to while the next are folded.
+        await copy_equipment_versions(connection, rows.folded(batch, models))
+        await _write_changed(connection, rows)
 
     async def _pass_over(self, refused: Unprojectable, skip: Skip) -> None:
         event = refused.event
         async with self._moving([event]) as connection:
             rows = await _load_stream(connection, event)
-            rows.pass_over(event)
-            await _write_changed(connection, rows, event.position)
+            version = rows.pass_over(event)
+            await copy_equipment_versions(connection, [version] if version else [])
+            await _write_changed(connection, rows)
             await mark_passed_over(connection, skip)
         SKIPPED.labels(self.name).inc()
         log.warning(
@@ -228,11 +231,11 @@ class Tables(Projection):
         )
 
 
-async def _write_changed(connection: AsyncConnection[Any], rows: "Rows", since: int) -> None:
-    await write_vessels(connection, _changed(rows.vessels.values(), since))
-    await write_equipment(connection, _changed(rows.equipment.values(), since))
-    await write_equipment_versions(connection, rows.versions)
-    await write_operations(connection, _changed(rows.operations.values(), since))
+async def _write_changed(connection: AsyncConnection[Any], rows: "Rows") -> None:
+    await write_vessels(connection, _changed(rows.vessels.values(), rows.since))
+    await write_equipment(connection, _changed(rows.equipment.values(), rows.since))
+    await end_equipment_versions(connection, rows.ended)
+    await write_operations(connection, _changed(rows.operations.values(), rows.since))
 
 
 def _changed(rows: Any, since: int) -> list[Any]:
@@ -268,7 +271,10 @@ async def _load_touched(
     pieces = await load_equipment(connection, equipment)
     vessels.update(row.state.vessel_code for row in pieces.values())
     return Rows(
-        await load_vessels(connection, vessels), pieces, await load_operations(connection, operations)
+        batch[0].position,
+        await load_vessels(connection, vessels),
+        pieces,
+        await load_operations(connection, operations),
     )
 
 
@@ -277,7 +283,10 @@ async def _load_stream(connection: AsyncConnection[Any], event: Event) -> "Rows"
     kind, code = _stream_of(event)
     vessels, equipment = ({code} if kind == each else set() for each in ("vessel", "equipment"))
     return Rows(
-        await load_vessels(connection, vessels), await load_equipment(connection, equipment), operations={}
+        event.position,
+        await load_vessels(connection, vessels),
+        await load_equipment(connection, equipment),
+        operations={},
     )
 
 
@@ -288,38 +297,43 @@ def _stream_of(event: Event) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows that a batch touches, by code or id, and those that it adds to the past."""
+    """The rows that a batch touches, by code or id, and the versions that it ends."""
 
+    since: int
+    """The position of the batch's first event: a row with an earlier one is as it was loaded."""
     vessels: dict[str, VesselRow]
     equipment: dict[str, EquipmentRow]
     operations: dict[str, OperationRow]
-    versions: EquipmentVersions = field(default_factory=EquipmentVersions)
+    ended: list[EndedVersion] = field(default_factory=list)
 
-    def apply(self, event: Event, model: DomainEvent) -> None:
-        """Fold one event. Raises `Unprojectable`."""
+    def folded(self, batch: Sequence[Event], models: Sequence[DomainEvent]) -> Iterator[EquipmentVersion]:
+        """Fold the batch; each event's version of its piece of equipment. Raises `Unprojectable`."""
+        for event, model, next_at in zip(batch, models, _times_of_next(batch), strict=True):
+            if version := self.apply(event, model):
+                version.valid_to = next_at
+                yield version
+
+    def apply(self, event: Event, model: DomainEvent) -> EquipmentVersion | None:
+        """Fold one event; the version of equipment that it makes, if any. Raises `Unprojectable`."""
         kind, code = _stream_of(event)
         try:
             if kind == "vessel" and isinstance(model, VesselEvent):
-                self._apply_to_vessel(code, event, model)
-            elif kind == "equipment" and isinstance(model, EquipmentEvent):
-                self._apply_to_equipment(code, event, model)
-            else:
-                raise Unprojectable(event, f"{event.type} does not belong in the stream {event.stream}")
+                return self._apply_to_vessel(code, event, model)
+            if kind == "equipment" and isinstance(model, EquipmentEvent):
+                return self._apply_to_equipment(code, event, model)
+            raise Unprojectable(event, f"{event.type} does not belong in the stream {event.stream}")
         except (AssertionError, LookupError, ValueError, TypeError) as error:
             # Whatever the fold says about it, it is this event that cannot be folded.
             raise Unprojectable(event, f"{type(error).__name__}: {error}".strip(": ")) from error
 
-    def pass_over(self, event: Event) -> None:
+    def pass_over(self, event: Event) -> EquipmentVersion | None:
         """Leave the state as it is. The version moves on, so that later events of the stream still follow."""
         kind, code = _stream_of(event)
         if kind == "vessel" and (vessel := self.vessels.get(code)):
             vessel.state, vessel.position = replace(vessel.state, version=event.version), event.position
         elif kind == "equipment" and (piece := self.equipment.get(code)):
-            before, piece.state = piece.state, replace(piece.state, version=event.version)
-            piece.position = event.position
-            self.versions.add(
-                EquipmentVersion(code, piece.state, event.position, event.occurred_at, None), before.version
-            )
+            return self._next(event, piece, replace(piece.state, version=event.version))
+        return None
 
     def _apply_to_vessel(self, code: str, event: Event, model: VesselEvent) -> None:
         row = self.vessels.get(code)
@@ -329,7 +343,7 @@ class Rows:
         else:
             row.state, row.position = vessel_after(row.state, model), event.position
 
-    def _apply_to_equipment(self, code: str, event: Event, model: EquipmentEvent) -> None:
+    def _apply_to_equipment(self, code: str, event: Event, model: EquipmentEvent) -> EquipmentVersion:
         row = self.equipment.get(code)
         before = row.state if row else None
         _check_version(event, before.version if before else 0)
@@ -347,15 +361,19 @@ class Rows:
                 self.operations[id_] = OperationRow(id_, code, operation, event.position, is_new)
             after = replace(after, operations={})
         self._count(event, (before.vessel_code, before.status) if before else None, after)
-        left = before.vessel_code if before and before.vessel_code != after.vessel_code else None
-        self.versions.add(
-            EquipmentVersion(code, after, event.position, event.occurred_at, left),
-            before.version if before else None,
-        )
-        if row is None:
-            self.equipment[code] = EquipmentRow(code, after, event.position, is_new=True)
-        else:
-            row.state, row.position = after, event.position
+        if row is not None:
+            return self._next(event, row, after)
+        self.equipment[code] = EquipmentRow(code, after, event.position, is_new=True)
+        return EquipmentVersion(code, after, event.position, event.occurred_at, None)
+
+    def _next(self, event: Event, row: EquipmentRow, after: EquipmentState) -> EquipmentVersion:
+        """Move ``row`` on to the state after ``event``."""
+        before = row.state
+        if row.position < self.since:
+            self.ended.append(EndedVersion(row.code, before.version, event.occurred_at))
+        left = before.vessel_code if before.vessel_code != after.vessel_code else None
+        row.state, row.position = after, event.position
+        return EquipmentVersion(row.code, after, event.position, event.occurred_at, left)
 
     def _count(self, event: Event, before: tuple[str, str] | None, after: Any) -> None:
         if before == (after.vessel_code, after.status):
@@ -368,6 +386,17 @@ class Rows:
         if (row := self.vessels.get(code)) is None:
             raise LookupError(f"vessel {code!r} is not registered")
         return row
+
+
+def _times_of_next(batch: Sequence[Event]) -> list[datetime | None]:
+    """For each event when the next one of its stream happened, as far as the batch tells."""
+    times: list[datetime | None] = []
+    next_at: dict[str, datetime] = {}
+    for event in reversed(batch):
+        times.append(next_at.get(event.stream))
+        next_at[event.stream] = event.occurred_at
+    times.reverse()
+    return times
 
 
 def _check_version(event: Event, version: int) -> None:

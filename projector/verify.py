@@ -35,6 +35,7 @@ from infra.database import CONNECT_TIMEOUT, KEEPALIVE, fetched
 from infra.event_store.mapper import SNAPSHOT_TOPICS, EventMapper
 from infra.event_store.reader import Reader, UnreadableEvent
 from infra.settings import Settings, load
+from projector.equipment import EquipmentVersion
 from projector.progress import Display
 from projector.projection import LIVE_SCHEMA, Rows, Unprojectable
 from projector.skips import Skip, all_skips
@@ -290,7 +291,8 @@ class ReadModel:
         self._holes = {(skip.position, skip.epoch): skip for skip in skips if skip.passed_over_at}
         self._report = report
         self._findings = report.findings
-        self._rows = Rows({}, {}, {})
+        self._rows = Rows(0, {}, {}, {})
+        self._made: list[EquipmentVersion] = []  # since the last look at the versions
         self._open: dict[str, Any] = {}  # until when the latest version of each piece is said to be valid
         self._folds_until = checkpoints["tables"]
         """Beyond it the tables hold nothing yet, or what they should hold is not known."""
@@ -315,7 +317,7 @@ class ReadModel:
         if (skip := self._holes.pop((event.position, event.epoch), None)) is None:
             return False
         if event.position <= self._folds_until:
-            self._rows.pass_over(event)
+            self._note(self._rows.pass_over(event))
         self._findings.add("skip", event.id, f"the tables leave it out ({skip.cause}): {skip}")
         return True
 
@@ -324,12 +326,16 @@ class ReadModel:
         if event.position > self._folds_until:
             return
         try:
-            self._rows.apply(event, model)
+            self._note(self._rows.apply(event, model))
         except Unprojectable as error:
             self._folds_until = event.position - 1
             self._findings.add(
                 "event", event.id, f"position {event.position}: cannot be folded: {error.cause}"
             )
+
+    def _note(self, version: EquipmentVersion | None) -> None:
+        if version is not None:
+            self._made.append(version)
 
     async def pass_over(self, position: int) -> None:
         """The event at ``position`` cannot be read, so what it led to is not known."""
@@ -339,9 +345,8 @@ class ReadModel:
 
     async def check_versions(self, position: int) -> None:
         """Hold the versions up to ``position`` to what has been folded since the last call."""
-        expected = {version.position: version for version in self._rows.versions.new}
-        self._rows.versions.new.clear()
-        self._rows.versions.ended.clear()
+        expected = {version.position: version for version in self._made}
+        self._made.clear()
         for row in await self._versions.until(min(position, self._folds_until)):
             self._report.rows += 1
             version = expected.pop(row[0], None)
