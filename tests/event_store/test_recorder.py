@@ -12,6 +12,7 @@ from events.equipment import OperationRecorded
 from events.vessel import VesselDecommissioned, VesselRegistered, VesselRenamed
 from infra.event_store.reader import APPEND_LOCK_KEY
 from infra.event_store.recorder import (
+    INSERT_SLICE,
     Answer,
     Append,
     AppendLockTimeout,
@@ -79,6 +80,25 @@ def test_a_lone_command_that_conflicts_is_refused_by_the_primary_key(recorder: R
     appended(recorder, an_append(VAL, REGISTERED))
     with pytest.raises(IntegrityError):
         recorder.append([an_append(VAL, REGISTERED)])
+
+
+def test_more_than_a_statement_takes_is_recorded_in_order(recorder: Recorder) -> None:
+    count = 2 * INSERT_SLICE + 10
+    (outcome,) = appended(recorder, an_append(VAL, *[REGISTERED] * count))
+    assert isinstance(outcome, Recording)
+    recorded = recorder.select_notifications(None, count + 1)
+    assert [event.originator_version for event in recorded] == list(range(1, count + 1))
+    assert recorded[-1].id == outcome.position == recorded[0].id + count - 1
+
+
+@pytest.mark.parametrize("taken", [1, INSERT_SLICE, 2 * INSERT_SLICE + 1])
+def test_of_more_than_a_statement_takes_nothing_is_recorded_where_a_version_is_taken(
+    recorder: Recorder, taken: int
+) -> None:
+    appended(recorder, an_append(VAL, REGISTERED, after=taken - 1))
+    with pytest.raises(IntegrityError):
+        recorder.append([an_append(VAL, *[REGISTERED] * (2 * INSERT_SLICE + 10))])
+    assert len(list(recorder.select_events(VAL))) == 1
 
 
 @pytest.mark.parametrize("others", [0, 1])
