@@ -16,6 +16,9 @@ from infra.settings import load
 log = logging.getLogger(__name__)
 
 FORGET_ANSWERS_SECONDS = 3600.0
+SWITCH_SECONDS = 0.0005
+"""How long the event loop may keep the thread that appends from going on. With Python's own 5 ms each of its
+waits for the database would end in another, and under load commands would come faster than they are recorded."""
 STUCK_SECONDS = 20.0
 """A command that waits for so long shows that the writer makes no headway."""
 
@@ -24,6 +27,7 @@ async def main() -> None:
     """Serve until SIGTERM; then what is in flight is answered."""
     settings = load(CommandSettings)
     logs.configure("command_api", settings.log_level)
+    sys.setswitchinterval(SWITCH_SECONDS)
     app = create_app(settings.auth)
     async with Service("command_api", settings).running() as service, connected(app, settings) as commands:
         service.checks["event_store"] = lambda: _check_event_store(commands)

@@ -32,8 +32,14 @@ class CommandSettings(ApiSettings):
 
 def create_app(auth: Literal["off", "on"] = "off") -> FastAPI:
     """The routes of the command API, not yet connected to anything."""
+
+    def admit() -> None:
+        commands: Commands = app.state.commands
+        commands.check_have_room()
+
     routers = (equipment.router, vessels.router, imports.router)
-    return new_api("FPSO command API", "Commands about vessels and their equipment.", auth, routers)
+    app = new_api("FPSO command API", "Commands about vessels and their equipment.", auth, routers, admit)
+    return app
 
 
 @asynccontextmanager

@@ -106,6 +106,13 @@ class Commands:
     in_flight: InFlight
     projected: ProjectedCheckpoint
 
+    def check_have_room(self) -> None:
+        """Refuse a command that could not be queued, before anything is done for it."""
+        try:
+            self.group_commit.check_has_room()
+        except Overloaded as overload:
+            raise _overloaded(overload) from None
+
 
 @dataclass(frozen=True)
 class Dispatcher:
@@ -124,14 +131,12 @@ class Dispatcher:
         started = time.perf_counter()
         outcome = "error"
         try:
-            self.commands.group_commit.check_has_room()
             async with self._alone():
                 answer, is_replay = await self._decide_and_record(command, respond)
             outcome = "replayed" if is_replay else "accepted"
-        except Overloaded:
+        except Overloaded as overload:
             outcome = "overloaded"
-            detail = "The command was not carried out."
-            raise Problem("overloaded", detail, headers=RETRY_AFTER) from None
+            raise _overloaded(overload) from None
         except (PersistenceError, TimeoutError) as error:
             # Recording tells its own outcome; this was reading, before anything was to be recorded.
             log.warning("event store out of reach", extra={"cause": str(error).strip()})
@@ -210,7 +215,7 @@ class Dispatcher:
                 case Conflict():
                     self.commands.streams.forget([a.stream for a in store.changed] + list(store.unchanged))
                     is_fresh = True
-        raise Overloaded
+        raise Overloaded(1)
 
     def _key(self) -> IdempotencyKey | None:
         key = self.headers.idempotency_key
@@ -225,6 +230,11 @@ class Dispatcher:
                 raise _key_reused(key)
             case None:
                 return None
+
+
+def _overloaded(overload: Overloaded) -> Problem:
+    headers = {"Retry-After": str(overload.retry_after_seconds)}
+    return Problem("overloaded", "The command was not carried out.", headers=headers)
 
 
 def _key_reused(key: IdempotencyKey | None) -> Problem:

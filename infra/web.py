@@ -66,14 +66,20 @@ _URI_SAFE = "/%:@!$&'()*+,;=-._~"
 
 
 def new_api(
-    title: str, description: str, auth: Literal["off", "on"], routers: Sequence[APIRouter]
+    title: str,
+    description: str,
+    auth: Literal["off", "on"],
+    routers: Sequence[APIRouter],
+    admit: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application of the routes of ``routers``: behind the edge, answering every error as a problem.
 
+    ``admit`` raises a problem where a command is better refused before anything is done for it.
     Documentation is served by the query API, for both APIs together, so the application serves none.
     """
     app = _Api(
         auth,
+        admit,
         title=title,
         description=description,
         openapi_url=None,
@@ -92,9 +98,12 @@ def new_api(
 class _Api(FastAPI):
     """FastAPI declares and documents the routes; from the edge a request goes straight to its route."""
 
-    def __init__(self, auth: Literal["off", "on"], **described: Any) -> None:
+    def __init__(
+        self, auth: Literal["off", "on"], admit: Callable[[], None] | None, **described: Any
+    ) -> None:
         super().__init__(**described)
         self._auth = auth
+        self._admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -106,7 +115,7 @@ class _Api(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """See Starlette. What its own layers would do for errors, the edge does."""
         handlers = cast("Mapping[Any, ErrorHandler]", self.exception_handlers)  # all of them ours, and async
-        return Edge(Router(self.router.routes), handlers, self._auth)
+        return Edge(Router(self.router.routes), handlers, self._auth, self._admit)
 
 
 # --- The edge ---------------------------------------------------------------------------------------------
@@ -122,11 +131,16 @@ class Edge:
     """
 
     def __init__(
-        self, app: ASGIApp, handlers: Mapping[Any, ErrorHandler], auth: Literal["off", "on"]
+        self,
+        app: ASGIApp,
+        handlers: Mapping[Any, ErrorHandler],
+        auth: Literal["off", "on"],
+        admit: Callable[[], None] | None,
     ) -> None:
         self.app = app
         self.handlers = handlers
         self.is_open = auth == "off"
+        self.admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
@@ -154,6 +168,8 @@ class Edge:
             incoming.check()
             if self.is_open:
                 incoming.check_origin(method)
+            if self.admit is not None and method in COMMAND_METHODS:
+                self.admit()
             _decode(scope)
             await self.app(scope, body.receive, send_on)
         except Exception as error:  # the edge of a request: whatever went wrong ends here
@@ -320,9 +336,11 @@ def _missing(headers: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, by
 def _measure(scope: Scope, method: str, status: int, seconds: float) -> None:
     route = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", "(none)")
     _requests(method if method in METHODS else "other", route, status).observe(seconds)
-    # A line for every request would say what the metrics say; a refusal or a delay is worth finding again.
+    # A line for every request would say what the metrics say; a refusal or a delay is worth finding again,
+    # but not each of those that were not admitted: lines are load too.
     is_slow = seconds > SLOW and not scope.get(WAITS)
-    level = logging.INFO if status >= 400 or is_slow else logging.DEBUG
+    is_refused = status >= 400 and (status != 503 or "route" in scope)
+    level = logging.INFO if is_refused or is_slow else logging.DEBUG
     if log.isEnabledFor(level):
         facts = {"method": method, "path": instance_of(scope), "status": status, "seconds": round(seconds, 6)}
         log.log(level, "answered", extra=facts)

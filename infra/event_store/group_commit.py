@@ -6,9 +6,11 @@ its own, and tells each command its outcome; meanwhile the next batch gathers.
 
 import asyncio
 import logging
+import math
+import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -24,6 +26,7 @@ RECORD_SECONDS = 30.0
 """How long a command waits for its outcome."""
 ALONE_SECONDS = 120.0
 """Likewise, for a whole import."""
+RETRY_AFTER_MAX = 10  # seconds
 LOOK_SECONDS = 1.0
 """How often it is looked who has waited for too long."""
 RETRY_SECONDS = 10.0
@@ -45,6 +48,11 @@ RERUNS = Counter("fpso_group_commit_reruns_total", "Batches whose commands were 
 class Overloaded(Exception):
     """The command was not recorded: the queue is full, or the event store took none in time."""
 
+    def __init__(self, retry_after_seconds: int = 1) -> None:
+        super().__init__(retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+        """When it makes sense to come again."""
+
 
 class OutcomeUnknown(Exception):
     """The event store stopped answering during the commit: the command may have been recorded or not."""
@@ -65,6 +73,28 @@ class _Waiting:
         return time.perf_counter() - self.since > (ALONE_SECONDS if self.append.is_alone else RECORD_SECONDS)
 
 
+class Rush:
+    """A time in which commands are refused again and again because the queue is full.
+
+    Refusing costs about half of what carrying out does. So the longer it lasts the later those who are
+    refused are to come again, up to `RETRY_AFTER_MAX`, and not all at once.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began_at = self._refused_at = -math.inf
+
+    def retry_after_seconds(self) -> int:
+        """For a command that is refused now."""
+        now = self._clock()
+        if now - self._refused_at > RETRY_AFTER_MAX:
+            self._began_at = now
+            log.warning("commands refused", extra={"cause": "the queue is full"})
+        self._refused_at = now
+        latest = min(RETRY_AFTER_MAX, 2 + 2 * int(now - self._began_at))
+        return random.randint(latest // 2, latest)  # noqa: S311 - spreads load, guards nothing
+
+
 class GroupCommit:
     """The one writer of a process."""
 
@@ -74,6 +104,7 @@ class GroupCommit:
         self._queue_max_commands = queue_max_commands
         self._queue: deque[_Waiting] = deque()
         self._gathered = asyncio.Event()
+        self._rush = Rush()
         self._recording: Sequence[_Waiting] = ()
         self._closing = False
         QUEUE_DEPTH.set_function(lambda: len(self._queue))
@@ -87,7 +118,7 @@ class GroupCommit:
     def check_has_room(self) -> None:
         """Raise `Overloaded` before anything is done for a command that could not be queued."""
         if len(self._queue) >= self._queue_max_commands:
-            raise Overloaded
+            raise Overloaded(self._rush.retry_after_seconds())
 
     async def record(self, append: Append) -> Outcome:
         """The outcome of ``append``. Raises `Overloaded` or `OutcomeUnknown`."""

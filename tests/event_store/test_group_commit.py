@@ -9,7 +9,7 @@ import pytest
 from eventsourcing.persistence import InternalError, OperationalError
 
 from events.vessel import VesselRegistered
-from infra.event_store.group_commit import GroupCommit, OutcomeUnknown, Overloaded
+from infra.event_store.group_commit import RETRY_AFTER_MAX, GroupCommit, OutcomeUnknown, Overloaded, Rush
 from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Recorder, Recording
 from tests.event_store.conftest import an_append
 
@@ -192,3 +192,17 @@ async def test_a_database_out_of_reach_is_doubt_only_after_a_commit_was_tried(
     async with group_commit(faulty).running() as commit:
         with pytest.raises(expected):
             await commit.record(an_append("vessel/VAL", REGISTERED))
+
+
+def test_the_longer_a_rush_lasts_the_later_clients_are_to_come_again() -> None:
+    now = 1000.0
+    rush = Rush(lambda: now)
+    waits = {}
+    for second in range(20):
+        now = 1000.0 + second
+        waits[second] = {rush.retry_after_seconds() for _ in range(200)}
+    assert waits[0] == {1, 2}
+    assert waits[2] == {3, 4, 5, 6}
+    assert waits[19] == set(range(5, RETRY_AFTER_MAX + 1))
+    now += RETRY_AFTER_MAX + 1
+    assert rush.retry_after_seconds() <= 2
