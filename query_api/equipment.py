@@ -81,13 +81,15 @@ def _require_vessel(row: Row) -> None:
 _KEYS = (Key("code", first=""),)
 _COLUMNS = ("code", "vessel_code", "name", "location", "attributes", "status", "version", "position")
 
+# The keys come out of a subquery so that the plan does not depend on how many there are: see `OF_VESSEL`.
 ONE: LiteralString = """
-    SELECT checkpoints.position, piece.version, row_to_json(piece)::text
+    SELECT checkpoints.position, asked.code, piece.version, row_to_json(piece)::text
     FROM checkpoints
+    CROSS JOIN unnest((SELECT %(keys)s::text[])) AS asked (code)
     LEFT JOIN LATERAL (
         SELECT code, vessel_code, name, location, attributes, status, version, position
         FROM equipment
-        WHERE code = %(code)s
+        WHERE code = asked.code
     ) AS piece ON true
     WHERE checkpoints.name = 'tables'
 """
@@ -147,26 +149,37 @@ OF_FLEET = Listing(
     """,
 )
 
+# Two things keep this list fast however large the fleet. One vessel is given as a range of vessels that leads
+# the order: that leaves PostgreSQL the index by vessel and no other. With an equality it may take the primary
+# key, and read the equipment of the whole fleet until a page is found. And the parameters are a row of their
+# own (OFFSET 0 keeps it one), so that a plan for their values is no better than one for any: it is made once,
+# not for every request.
 OF_VESSEL = Listing(
     name="vessel-equipment",
     keys=_KEYS,
     columns=_COLUMNS,
     require=_require_vessel,
     statement="""
-    SELECT checkpoints.position, row_to_json(piece)::text, %(vessel_code)s::text, vessels.code
+    SELECT checkpoints.position, row_to_json(piece)::text, asked.vessel_code, vessels.code
     FROM checkpoints
-    LEFT JOIN vessels ON vessels.code = %(vessel_code)s
+    CROSS JOIN (
+        SELECT %(vessel_code)s::text AS vessel_code, %(after_code)s::text AS after_code,
+               %(status)s::text AS status, %(location)s::text AS location, %(q)s::text AS q,
+               %(limit)s::bigint AS items
+        OFFSET 0
+    ) AS asked
+    LEFT JOIN vessels ON vessels.code = asked.vessel_code
     LEFT JOIN LATERAL (
         SELECT code, vessel_code, name, location, attributes, status, version, position
         FROM equipment
-        WHERE vessel_code = %(vessel_code)s
-          AND code > %(after_code)s
-          AND (%(status)s::text IS NULL OR status = %(status)s)
-          AND (%(location)s::text IS NULL OR location = %(location)s)
-          AND (%(q)s::text IS NULL OR code ILIKE %(q)s COLLATE "pg_c_utf8"
-               OR name ILIKE %(q)s COLLATE "pg_c_utf8" OR location ILIKE %(q)s COLLATE "pg_c_utf8")
-        ORDER BY code
-        LIMIT %(limit)s
+        WHERE (vessel_code, code) > (asked.vessel_code, asked.after_code)
+          AND vessel_code <= asked.vessel_code
+          AND (asked.status IS NULL OR status = asked.status)
+          AND (asked.location IS NULL OR location = asked.location)
+          AND (asked.q IS NULL OR code ILIKE asked.q COLLATE "pg_c_utf8"
+               OR name ILIKE asked.q COLLATE "pg_c_utf8" OR location ILIKE asked.q COLLATE "pg_c_utf8")
+        ORDER BY vessel_code, code
+        LIMIT asked.items
     ) AS piece ON true
     WHERE checkpoints.name = 'tables'
     """,
@@ -244,14 +257,13 @@ OF_VESSEL_THEN = Listing(
     LEFT JOIN LATERAL (
         SELECT code, vessel_code, name, location, attributes, status, version, position
         FROM equipment_versions
-        WHERE vessel_code = %(vessel_code)s
-          AND code > %(after_code)s
+        WHERE (vessel_code, code) > (%(vessel_code)s, %(after_code)s) AND vessel_code <= %(vessel_code)s
           AND valid_from <= %(as_of)s AND valid_to > %(as_of)s
           AND (%(status)s::text IS NULL OR status = %(status)s)
           AND (%(location)s::text IS NULL OR location = %(location)s)
           AND (%(q)s::text IS NULL OR code ILIKE %(q)s COLLATE "pg_c_utf8"
                OR name ILIKE %(q)s COLLATE "pg_c_utf8" OR location ILIKE %(q)s COLLATE "pg_c_utf8")
-        ORDER BY code
+        ORDER BY vessel_code, code
         LIMIT %(limit)s
     ) AS piece ON true
     """,
@@ -282,7 +294,7 @@ async def get_equipment(
     past.check()
     if past.is_past:
         return await _answer_past(request, read_model, code, past)
-    checkpoint, version, piece = await read_model.row(ONE, {"code": code}, past.min_position)
+    checkpoint, _, version, piece = await read_model.one(ONE, code, past.min_position)
     if piece is None:
         raise equipment_not_found(code, checkpoint)
     return resource(request, piece, f'"{version}"', checkpoint)

@@ -133,14 +133,15 @@ class CostFilters(Reading):
 
 
 OPERATION: LiteralString = """
-    SELECT checkpoints.position, operation.version, row_to_json(operation)::text
+    SELECT checkpoints.position, asked.id, operation.version, row_to_json(operation)::text
     FROM checkpoints
+    CROSS JOIN unnest((SELECT %(keys)s::text[])) AS asked (id)
     LEFT JOIN LATERAL (
         SELECT id, equipment_code, vessel_code, type, trim_scale(cost)::text AS cost, currency, description,
                to_char(performed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS performed_at,
                voided, version, position
         FROM operations
-        WHERE id = %(id)s
+        WHERE id = asked.id
     ) AS operation ON true
     WHERE checkpoints.name = 'tables'
 """
@@ -222,7 +223,7 @@ async def get_operation(
     read_model: InReadModel,
 ) -> Response:
     """One operation."""
-    checkpoint, version, operation = await read_model.row(OPERATION, {"id": id}, reading.min_position)
+    checkpoint, _, version, operation = await read_model.one(OPERATION, id, reading.min_position)
     if operation is None:
         raise Problem(
             "operation-not-found",

@@ -8,8 +8,9 @@ and one that waits for it finds them all in the new one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Annotated, Any, LiteralString
 
 import psycopg
@@ -69,6 +70,7 @@ class ReadModel:
         )
         self._listener = Listener(url, "read_model", "query_api listener")
         self._freshness = Freshness(self.progress, self._listener)
+        self._batches: dict[LiteralString, _Batch] = {}  # the last one, by its statement
         # Downloads hold a connection for as long as the client reads; half of them stay for everybody else.
         self._downloads = asyncio.Semaphore(max(1, pool_size // 2))
 
@@ -99,15 +101,7 @@ class ReadModel:
 
         ``basis`` is what the statement stands on.
         """
-        deadline = _deadline()
-        if min_position is None:
-            return await self._fetch(statement, parameters, deadline)
-        with self._freshness.waiting(Aim(basis, min_position)) as waiter:
-            while True:
-                rows = await self._fetch(statement, parameters, deadline)
-                if rows[0][0] >= min_position:
-                    return rows
-                await waiter.until_reached(rows[0][0])
+        return await self._fresh(partial(self._fetch, statement, lambda: parameters), min_position, basis)
 
     async def row(
         self,
@@ -119,6 +113,28 @@ class ReadModel:
         """The one row of ``statement``."""
         [row] = await self.rows(statement, parameters, min_position, basis)
         return row
+
+    async def one(self, statement: LiteralString, key: str, min_position: int | None) -> Row:
+        """The row of ``key``; ``statement`` gives one for each of ``keys``, (checkpoint, key, …).
+
+        Requests that come together share a statement: what group commit is for commands, this is for reads.
+        """
+        [row] = await self._fresh(partial(self._one, statement, key), min_position, "tables")
+        return row
+
+    async def _fresh(
+        self, read: Callable[[float], Awaitable[list[Row]]], min_position: int | None, basis: Basis
+    ) -> list[Row]:
+        """What ``read`` gives before its deadline, once that is not older than ``min_position``."""
+        deadline = _deadline()
+        if min_position is None:
+            return await read(deadline)
+        with self._freshness.waiting(Aim(basis, min_position)) as waiter:
+            while True:
+                rows = await read(deadline)
+                if rows[0][0] >= min_position:
+                    return rows
+                await waiter.until_reached(rows[0][0])
 
     async def reach(self, aim: Aim) -> None:
         """Return when ``aim`` is reached; every later snapshot has, for checkpoints never go backwards.
@@ -202,11 +218,29 @@ class ReadModel:
         return None
 
     async def _progress(self, deadline: float) -> Progress:
-        event_log, tables = await self._fetch(_PROGRESS, {}, deadline)
+        event_log, tables = await self._fetch(_PROGRESS, dict, deadline)
         return Progress(Reached(*tables[1:3]), Reached(*event_log[1:3]), tables[3])
 
+    async def _one(self, statement: LiteralString, key: str, deadline: float) -> list[Row]:
+        batch = self._batches.get(statement)
+        if batch is None or not batch.is_open:
+            batch = self._batches[statement] = _Batch()
+            batch.rows = asyncio.create_task(self._fetch_batch(statement, batch, deadline))
+        batch.keys.add(key)
+        rows = await asyncio.shield(batch.rows)  # the others' too, when this request is cancelled
+        return [rows[key]]
+
+    async def _fetch_batch(
+        self, statement: LiteralString, batch: "_Batch", deadline: float
+    ) -> dict[str, Row]:
+        try:
+            rows = await self._fetch(statement, batch.closed, deadline)
+        finally:
+            batch.is_open = False
+        return {row[1]: row for row in rows}
+
     async def _fetch(
-        self, statement: LiteralString, parameters: Mapping[str, Any], deadline: float
+        self, statement: LiteralString, parameters: Callable[[], Mapping[str, Any]], deadline: float
     ) -> list[Row]:
         for _ in range(self._pool.max_size):
             try:
@@ -218,13 +252,13 @@ class ReadModel:
         return await self._fetch_once(statement, parameters, deadline)
 
     async def _fetch_once(
-        self, statement: LiteralString, parameters: Mapping[str, Any], deadline: float
+        self, statement: LiteralString, parameters: Callable[[], Mapping[str, Any]], deadline: float
     ) -> list[Row]:
         wait_seconds = min(CONNECT_TIMEOUT, max(0.0, _seconds_until(deadline)))
         async with self._pool.connection(wait_seconds) as connection:
             with Limit.of(connection, _seconds_until(deadline)):
                 try:
-                    cursor = await connection.execute(statement, parameters)
+                    cursor = await connection.execute(statement, parameters())
                     return await cursor.fetchall()
                 except psycopg.OperationalError as error:
                     if connection.closed:
@@ -244,6 +278,20 @@ def _seconds_until(deadline: float) -> float:
 async def _limited(connection: AsyncConnection[Row]) -> AsyncIterator[Limit]:
     with Limit.of(connection, READ_SECONDS) as limit:
         yield limit
+
+
+class _Batch:
+    """Keys that one statement looks up: more may come until it has a connection."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.is_open = True
+        self.rows: asyncio.Task[dict[str, Row]]
+
+    def closed(self) -> Mapping[str, Any]:
+        """The parameters. Whoever comes from now on is not older than the snapshot, and has the next one."""
+        self.is_open = False
+        return {"keys": list(self.keys)}
 
 
 class _ConnectionLost(psycopg.OperationalError):

@@ -65,14 +65,15 @@ class VesselFilters(Page):
 
 
 VESSEL: LiteralString = """
-    SELECT checkpoints.position, vessel.version, vessel.position, row_to_json(vessel)::text
+    SELECT checkpoints.position, asked.code, vessel.version, vessel.position, row_to_json(vessel)::text
     FROM checkpoints
+    CROSS JOIN unnest((SELECT %(keys)s::text[])) AS asked (code)
     LEFT JOIN LATERAL (
         SELECT code, name, status,
                (SELECT row_to_json(counts) FROM (SELECT active, inactive) AS counts) AS equipment,
                version, position
         FROM vessels
-        WHERE code = %(code)s
+        WHERE code = asked.code
     ) AS vessel ON true
     WHERE checkpoints.name = 'tables'
 """
@@ -195,7 +196,7 @@ async def get_vessel(
     past.check()
     if past.is_past:
         return await _answer_past(request, read_model, code, past)
-    checkpoint, version, position, vessel = await read_model.row(VESSEL, {"code": code}, past.min_position)
+    checkpoint, _, version, position, vessel = await read_model.one(VESSEL, code, past.min_position)
     if vessel is None:
         raise vessel_not_found(code, checkpoint)
     return resource(request, vessel, f'"{version}-{position}"', checkpoint)

@@ -29,9 +29,16 @@ async def frozen(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         proxy.restore()
 
 
-@pytest.mark.parametrize("accept", ["application/json", "text/csv"])
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        ("/v1/vessels", "application/json"),
+        ("/v1/vessels", "text/csv"),
+        ("/v1/vessels/VAL", "application/json"),
+    ],
+)
 async def test_reads_of_a_frozen_database_are_unavailable_in_time(
-    frozen: tuple[Proxy, ReadModel], fleet: Fleet, accept: str
+    frozen: tuple[Proxy, ReadModel], fleet: Fleet, path: str, accept: str
 ) -> None:
     fleet.vessel("VAL")
     proxy, read_model = frozen
@@ -41,9 +48,7 @@ async def test_reads_of_a_frozen_database_are_unavailable_in_time(
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         proxy.freeze()
         started = perf_counter()
-        answers = await asyncio.gather(
-            *(client.get("/v1/vessels", headers={"Accept": accept}) for _ in range(2))
-        )
+        answers = await asyncio.gather(*(client.get(path, headers={"Accept": accept}) for _ in range(2)))
         assert perf_counter() - started < 3 * LIMIT
         for answer in answers:
             assert answer.status_code == 503
@@ -51,13 +56,13 @@ async def test_reads_of_a_frozen_database_are_unavailable_in_time(
             assert answer.headers["Retry-After"] == "1"
         proxy.restore()
         async with asyncio.timeout(20):
-            answer = await _answered(client)
-        assert answer.json()["items"][0]["code"] == "VAL"
+            answer = await _answered(client, path)
+        assert "VAL" in answer.text
 
 
-async def _answered(client: httpx.AsyncClient) -> httpx.Response:
+async def _answered(client: httpx.AsyncClient, path: str) -> httpx.Response:
     while True:
-        answer = await client.get("/v1/vessels")
+        answer = await client.get(path)
         if answer.status_code == 200:
             return answer
 

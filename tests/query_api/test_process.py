@@ -96,13 +96,14 @@ async def test_the_role_of_queries_may_read_and_nothing_else(database: str) -> N
         await connection.execute("SET search_path = read_model")
         at_first = {
             "silent_seconds": 10,
+            "keys": [""],
             "after_code": "",
             "after_performed_at": "-infinity",
             "after_id": "",
             "limit": 1,
         }
         filters = dict.fromkeys(
-            "code id vessel_code equipment_code equipment_name type status location name q performed_from"
+            "vessel_code equipment_code equipment_name type status location name q performed_from"
             " performed_to".split()
         )
         for statement in (
