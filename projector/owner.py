@@ -1,6 +1,7 @@
 """What the commands of the databases' owner have in common: a session, refusals, and words for errors."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from infra.database import CONNECT_TIMEOUT, KEEPALIVE
 from infra.event_store.reader import UnreadableEvent
 from projector.copies import StoreEnds
 from projector.projection import CheckpointMoved, Unprojectable
+from projector.subscription import COLLECTED_OBJECTS
 
 SESSION = "-c timezone=UTC -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 UNTOUCHED = "The live read model is untouched."
@@ -56,6 +58,7 @@ async def check_migrated(connection: Connection) -> None:
 
 def run(work: Coroutine[Any, Any, None]) -> int:
     """Do it; the exit code."""
+    gc.set_threshold(COLLECTED_OBJECTS)
     logging.getLogger("projector").addHandler(logging.NullHandler())  # a person is told in words
     try:
         return uvloop.run(_exit_code_of(work))
