@@ -9,23 +9,29 @@ does not favour either; the medians of all rounds are compared.
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import httpx
-import psycopg
-
-from benchmarks import audit, commands, feed, load_generator, overload, picture, publishing, readable
-from benchmarks.figures import HEADING, ROUNDS, Figure, figure, row
+from benchmarks import (
+    audit,
+    commands,
+    feed,
+    imports,
+    load_generator,
+    overload,
+    picture,
+    publishing,
+    queries,
+    readable,
+)
+from benchmarks.figures import HEADING, Figure, row
 from infra.local import clean
 from infra.local.process import Unavailable
 from infra.local.system import Options, System
 
 RESULTS = Path(__file__).parent / "results.json"
-IMPORT_ROWS = 50_000
 COMMANDS_ALONE = {"relay": 0, "projector": 0, "query_api": 0}
 
 
@@ -49,7 +55,12 @@ def main(chosen: Sequence[str]) -> None:
 
 def _import() -> Iterator[Figure]:
     with _system(COMMANDS_ALONE) as system:
-        yield import_vs_copy(system)
+        yield imports.import_vs_copy(system)
+
+
+def _memory_import() -> Iterator[Figure]:
+    with _system(COMMANDS_ALONE) as system:
+        yield imports.memory_import(system)
 
 
 def _relay() -> Iterator[Figure]:
@@ -93,6 +104,16 @@ def _readable() -> Iterator[Figure]:
         yield from readable.readable(system)
 
 
+def _queries() -> Iterator[Figure]:
+    with _system({"relay": 0}) as system:
+        yield from queries.queries(system)
+
+
+def _growth() -> Iterator[Figure]:
+    with _system({"relay": 0}) as small, _system({"relay": 0}) as large:
+        yield from queries.growth(small, large)
+
+
 def _overload() -> Iterator[Figure]:
     overload.allow_sockets()
     with _system(COMMANDS_ALONE) as system:
@@ -104,9 +125,12 @@ MEASUREMENTS = {
     "commands": _commands,
     "whole_system": _whole_system,
     "growth_append": _growth_append,
+    "queries": _queries,
+    "growth": _growth,
     "readable": _readable,
     "overload": _overload,
     "import": _import,
+    "memory_import": _memory_import,
     "relay": _relay,
     "feed": _feed,
     "audit": _audit,
@@ -125,60 +149,6 @@ def _system(replicas: Mapping[str, int], *, with_broker: bool = False) -> Iterat
             yield system
     finally:
         clean.remove(directory)
-
-
-def import_vs_copy(system: System) -> Figure:
-    """A CSV import in one request, against COPY of the very same stored events into an equal table."""
-    ours: list[float] = []
-    reference: list[float] = []
-    assert system.command_api.http_url
-    with (
-        httpx.Client(base_url=system.command_api.http_url, timeout=300, trust_env=False) as client,
-        psycopg.connect(system.database_url, autocommit=True) as connection,
-    ):
-        connection.execute("CREATE TABLE event_store.copied (LIKE event_store.stored_events INCLUDING ALL)")
-        client.post("/v1/vessels", json={"code": "BENCH"}).raise_for_status()
-        for number in range(ROUNDS):
-            content = _register(number)
-            started = time.perf_counter()
-            answer = client.post(
-                "/v1/vessels/BENCH/equipment/import", content=content, headers={"content-type": "text/csv"}
-            )
-            ours.append(IMPORT_ROWS / (time.perf_counter() - started))
-            assert answer.json()["registered"] == IMPORT_ROWS, answer.text
-            reference.append(_copied(connection, number))
-    return figure("import_vs_copy", ours, reference, goal=0.25, better="higher", unit="rows/s")
-
-
-def _register(number: int) -> bytes:
-    rows = "".join(
-        f"{number}-AE-{row:06d}-S1,PH 1ST STAGE SCRUBBER INLET,23-1ST STAGE COMPRESSION,23-VG-9101,true\n"
-        for row in range(IMPORT_ROWS)
-    )
-    return f"code,name,location,parent_code,active\n{rows}".encode()
-
-
-def _copied(connection: psycopg.Connection, number: int) -> float:
-    """Rows a second of COPY, its commit included."""
-    events = connection.execute(
-        """
-        SELECT originator_id, originator_version, topic, state FROM event_store.stored_events
-        WHERE originator_id LIKE %s ORDER BY notification_id
-        """,
-        [f"equipment/{number}-%"],
-    ).fetchall()
-    columns = "(originator_id, originator_version, topic, state)"
-    started = time.perf_counter()
-    with (
-        connection.transaction(),
-        connection.cursor().copy(
-            f"COPY event_store.copied {columns} FROM STDIN (FORMAT BINARY)".encode()
-        ) as copy,
-    ):
-        copy.set_types(["text", "int8", "text", "bytea"])
-        for event in events:
-            copy.write_row(event)
-    return IMPORT_ROWS / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
