@@ -88,7 +88,7 @@ def _append_history(connection: psycopg.Connection) -> None:
     events: list[EventData] = [_registered("LONG")]
     for number in range(LONG_HISTORY - 1):
         events.append(EquipmentActivated() if number % 2 else EquipmentDeactivated())
-    _copy(connection, [("equipment/LONG", version, event) for version, event in enumerate(events, 1)])
+    append(connection, [("equipment/LONG", version, event) for version, event in enumerate(events, 1)])
 
 
 def _append(connection: psycopg.Connection, to: int) -> None:
@@ -99,22 +99,22 @@ def _append(connection: psycopg.Connection, to: int) -> None:
         append_equipment(connection, [f"{number:07d}-AE" for number in range(start, min(start + 50_000, to))])
 
 
-def append_equipment(connection: psycopg.Connection, codes: Sequence[str]) -> None:
+def append_equipment(connection: psycopg.Connection, codes: Sequence[str], vessel: str = VESSEL) -> None:
     """An event for each of ``codes``, in one commit."""
-    _copy(connection, [(f"equipment/{code}", 1, _registered(code)) for code in codes])
+    append(connection, [(f"equipment/{code}", 1, _registered(code, vessel)) for code in codes])
 
 
-def _registered(code: str) -> EventData:
+def _registered(code: str, vessel: str = VESSEL) -> EventData:
     return EquipmentRegistered(
         code=code,
-        vessel_code=VESSEL,
+        vessel_code=vessel,
         name="PH 1ST STAGE SCRUBBER INLET",
         location="23-1ST STAGE COMPRESSION",
         attributes={"parent_code": "23-VG-9101"},
     )
 
 
-def _copy(connection: psycopg.Connection, events: list[tuple[str, int, EventData]]) -> None:
+def append(connection: psycopg.Connection, events: list[tuple[str, int, EventData]]) -> None:
     """Append as the recorder would, without going through the API."""
     with connection.transaction():
         connection.execute("CREATE TEMP TABLE appended (LIKE event_store.stored_events) ON COMMIT DROP")
@@ -138,17 +138,18 @@ def _copy(connection: psycopg.Connection, events: list[tuple[str, int, EventData
 
 
 def _wait_until_sealed(system: System) -> None:
-    _wait(system, "SELECT coalesce((SELECT max(position) FROM audit.checkpoints), 0)")
+    wait(system, "SELECT coalesce((SELECT max(position) FROM audit.checkpoints), 0)")
 
 
 def _wait_until_read(system: System) -> None:
     _wait_until_sealed(system)
-    _wait(system, "SELECT min(position) FROM read_model.checkpoints")
+    wait(system, "SELECT min(position) FROM read_model.checkpoints")
     with psycopg.connect(system.database_url, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
 
 
-def _wait(system: System, statement: str) -> None:
+def wait(system: System, statement: str) -> None:
+    """Return when ``statement`` gives the position of the last event."""
     with psycopg.connect(system.database_url, autocommit=True) as connection:
         head = connection.execute("SELECT max(notification_id) FROM event_store.stored_events").fetchone()
         while connection.execute(statement.encode()).fetchone() != head:

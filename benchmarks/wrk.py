@@ -15,6 +15,7 @@ from infra.local.process import Unavailable
 CONNECTIONS = 64
 SECONDS = 8
 REGISTER = Path(__file__).with_name("register.lua")
+GET = Path(__file__).with_name("get.lua")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Done:
     """What wrk itself took of one core."""
 
 
-def get(url: str, seconds: int = SECONDS) -> Done:
-    """GET ``url`` over and over."""
-    return _run([url], seconds)
+def get(url: str, path: str, count: int, seconds: int = SECONDS) -> Done:
+    """GET ``path``, whose ``%d`` is another number below ``count`` each time."""
+    return _run(["--script", str(GET), url, "--", path, str(count)], seconds)
 
 
 def register(url: str, vessel: str, prefix: str, seconds: int = SECONDS, *, keys: bool = False) -> Done:

@@ -29,10 +29,11 @@ READ_SECONDS = 10.0
 """A read has failed after so long, whatever its server does; of a download, each of its chunks."""
 DOWNLOAD_WAIT = 5.0  # seconds
 
-_SESSION = (
+SESSION = (
     "-c search_path=read_model -c timezone=UTC -c default_transaction_read_only=on -c jit=off "
     f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
 )
+"""PostgreSQL's settings of every session."""
 
 # A moment is passed where an event as late has been written, or where all events that there were by then are.
 _PROGRESS: LiteralString = """
@@ -58,7 +59,7 @@ class ReadModel:
                 "row_factory": tuple_row,
                 "connect_timeout": CONNECT_TIMEOUT,
                 "application_name": "query_api",
-                "options": _SESSION,
+                "options": SESSION,
                 **KEEPALIVE,
             },
             min_size=1,
