@@ -22,6 +22,7 @@ from benchmarks import (
     load_generator,
     overload,
     picture,
+    projection,
     publishing,
     queries,
     readable,
@@ -66,6 +67,16 @@ def _memory_import() -> Iterator[Figure]:
 def _relay() -> Iterator[Figure]:
     with _system({"projector": 0, "query_api": 0}, with_broker=True) as system:
         yield publishing.relay_vs_bare_publish(system)
+
+
+def _projection() -> Iterator[Figure]:
+    with _system({"relay": 0, "query_api": 0}) as system:
+        yield from projection.catching_up_and_rebuilding(system)
+
+
+def _memory_rebuild() -> Iterator[Figure]:
+    with _system({"relay": 0, "query_api": 0}) as system:
+        yield projection.memory_rebuild(system)
 
 
 def _feed() -> Iterator[Figure]:
@@ -132,6 +143,8 @@ MEASUREMENTS = {
     "import": _import,
     "memory_import": _memory_import,
     "relay": _relay,
+    "projection": _projection,
+    "memory_rebuild": _memory_rebuild,
     "feed": _feed,
     "audit": _audit,
 }

@@ -318,7 +318,8 @@ class Rows:
         kind, code = _stream_of(event)
         try:
             if kind == "vessel" and isinstance(model, VesselEvent):
-                return self._apply_to_vessel(code, event, model)
+                self._apply_to_vessel(code, event, model)
+                return None
             if kind == "equipment" and isinstance(model, EquipmentEvent):
                 return self._apply_to_equipment(code, event, model)
             raise Unprojectable(event, f"{event.type} does not belong in the stream {event.stream}")

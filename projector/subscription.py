@@ -42,8 +42,8 @@ STOPPED_AT = Gauge(
     ["projection", "type", "cause"],
 )
 COLLECTED_OBJECTS = 50_000
-"""The collector looks at new objects when there are so many: those of a batch go by themselves, as they refer to
-one another in no circle, and by default it would look through them a hundred times."""
+"""The collector looks at new objects when there are so many. Those of a batch refer to one another in no
+circle and go by themselves; by default it would look through them a hundred times."""
 CAUSE_CHARACTERS = 200  # of the label; the log has all of them
 
 
