@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import psycopg
 from prometheus_client import Counter, Gauge, Histogram
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 BATCH_EVENTS = 4000  # in one transaction, while there are that many
 REMEMBERED_READS = 4  # of a batch each
+LEAD_READS = 2
 RETRY_PAUSE = 5.0  # seconds; from a stop to the next look whether it has been mended
 ERROR_PAUSE = 1.0  # seconds; from a database error to the next attempt
 
@@ -73,13 +74,36 @@ class SharedReads:
     """Reads of the event store that several projections, side by side at the same place, need only once.
 
     While a full batch is being worked on, the next is read. Only full batches are shared: any other may have
-    been read before the newest event was there.
+    been read before the newest event was there. Whoever is ahead of another that is at work waits for it, or
+    what both need would be read twice.
     """
 
     def __init__(self, reader: Reader, limit: int = BATCH_EVENTS) -> None:
         self._reader = reader
         self._limit = limit
         self._reads: OrderedDict[int, asyncio.Task[list[Event]]] = OrderedDict()
+        self._at_work: list[int] = []
+        self._has_moved = asyncio.Event()
+
+    @asynccontextmanager
+    async def taken(self, position: int) -> AsyncIterator[Sequence[Event]]:
+        """The events after ``position``, a batch at most, to work on within the context."""
+        while self._is_ahead(position):
+            self._has_moved.clear()
+            await self._has_moved.wait()
+        events = await self.after(position)
+        self._at_work.append(position)
+        try:
+            yield events
+        finally:
+            self._at_work.remove(position)
+            self._has_moved.set()
+
+    def _is_ahead(self, position: int) -> bool:
+        """Whether somebody at work has all of ``LEAD_READS`` before him until he is here."""
+        return any(
+            sum(other < read <= position for read in self._reads) >= LEAD_READS for other in self._at_work
+        )
 
     async def after(self, position: int, to: int = ANY_POSITION) -> Sequence[Event]:
         """The events after ``position`` up to ``to``, a batch at most."""
@@ -249,12 +273,12 @@ class Subscription:
     async def _read_on(self) -> None:
         """Project the next batch from the store."""
         self._is_due = False
-        events = await self._reads.after(self.checkpoint)
-        if not events:
-            self._set_caught_up()
-            return
-        self._is_due = True
-        await self.receive(events)
+        async with self._reads.taken(self.checkpoint) as events:
+            if not events:
+                self._set_caught_up()
+                return
+            self._is_due = True
+            await self.receive(events)
 
     def _set_caught_up(self) -> None:
         self.projected_at = time.monotonic()
