@@ -45,11 +45,13 @@ def variables(container: Manifest) -> dict[str, Manifest]:
 
 
 EVERY_SERVICE = manifests(FOLDER / "base/every-service.yaml")[0]
-PROCESSES = {
+PODS = {
     name.removeprefix("fpso-").replace("-", "_"): pod_of(one)
     for name, one in {**of_kind("Deployment"), **of_kind("Job")}.items()
     if name != "every-service"
 }
+PROCESSES = {name: pod for name, pod in PODS.items() if name != "owner"}
+"""Of the system; ``owner`` waits for commands."""
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_every_process_is_patched_to_have_no_rights_and_write_nothing() -> None:
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert f"\nUSER {pod['securityContext']['runAsUser']}:" in (CHECKOUT / "infra/Dockerfile").read_text()
     assert pod["enableServiceLinks"] is pod["automountServiceAccountToken"] is False
-    for process in PROCESSES.values():
+    for process in PODS.values():
         assert [one["name"] for one in process["containers"]] == [service["name"]]
         assert "securityContext" not in {*process, *process["containers"][0]}
         for container in process.get("initContainers", ()):
@@ -127,7 +129,7 @@ def test_only_what_is_defined_is_referred_to() -> None:
         "fpso-rabbitmq-default-user": {"connection_string"},
         "fpso-roles": {role.removeprefix("fpso_") for role in _roles()},
     }
-    for pod in [*PROCESSES.values(), pod_of(EVERY_SERVICE)]:
+    for pod in [*PODS.values(), pod_of(EVERY_SERVICE)]:
         seen: set[str] = set()
         for one in pod["containers"][0]["env"]:
             match one.get("valueFrom"):
@@ -188,7 +190,7 @@ def test_networks_are_those_of_compose(composed: dict[str, Any]) -> None:
     for network in ("gateway", "database", "broker", "webhooks"):
         [expression] = of_kind("NetworkPolicy")[network]["spec"]["podSelector"]["matchExpressions"]
         there = {name.replace("-", "_") for name in expression["values"]}
-        assert there == {name for name in PROCESSES if network in composed[name]["networks"]}
+        assert there - {"owner"} == {name for name in PROCESSES if network in composed[name]["networks"]}
     assert of_kind("NetworkPolicy")["nothing-else"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
 
 
