@@ -5,7 +5,6 @@ it (which keys are taken, which versions are current, what time it is) stays tru
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,8 @@ import psycopg
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Cursor
-from psycopg.rows import DictRow, scalar_row
+from psycopg.pq import TransactionStatus
+from psycopg.rows import DictRow
 from psycopg.sql import SQL, Literal
 from psycopg.types.json import Jsonb
 from pydantic_core import from_json
@@ -123,13 +123,20 @@ class Recorder(PostgresApplicationRecorder):
         Of those in doubt it first looks whether an earlier attempt had committed them.
         Raises what the database raises; then nothing was recorded, unless the answer to the commit was lost.
         """
-        with (
-            self.datastore.get_connection() as connection,
-            connection.pipeline(),
-            connection.transaction(),
-            connection.cursor() as curs,
-        ):
-            self._insert_stored_events(curs, (), appends=appends)
+        with self.datastore.get_connection() as connection:
+            try:
+                with (
+                    connection.pipeline() as pipeline,
+                    connection.transaction(),
+                    connection.cursor() as curs,
+                ):
+                    # Whoever stops under the lock is to lose it soon. Without a Sync the server is not idle
+                    # in transaction but waits for more, for as long as the whole transaction may take.
+                    self._insert_stored_events(curs, (), appends=appends, settle=pipeline.sync)
+            finally:
+                # The commit is sent along with what is inserted, so a refusal of that comes after it.
+                if connection.info.transaction_status == TransactionStatus.INERROR:
+                    connection.rollback()
 
     def _insert_stored_events(
         self,
@@ -137,11 +144,13 @@ class Recorder(PostgresApplicationRecorder):
         stored_events: Sequence[StoredEvent],
         *,
         appends: Sequence[Append] = (),
+        settle: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
         if not appends:
             super()._insert_stored_events(curs, stored_events, **kwargs)
             return
+        assert settle is not None
         for append in appends:
             append.outcome = None
         # All that is decided by is asked for in one go. Each statement comes after the lock, and sees what
@@ -150,8 +159,9 @@ class Recorder(PostgresApplicationRecorder):
         clock = curs.connection.execute(_CLOCK, prepare=True)
         answers = self._ask_for_answers(curs, appends)
         versions = self._ask_for_versions(curs, appends)
+        positions = self._ask_for_positions(curs, appends)
         try:
-            curs.fetchone()
+            settle()
         except psycopg.errors.LockNotAvailable as error:
             raise AppendLockTimeout from error
         if any(append.is_in_doubt for append in appends):
@@ -160,7 +170,7 @@ class Recorder(PostgresApplicationRecorder):
         _check_versions(appends, versions)
         accepted = [append for append in appends if append.outcome is None]
         if any(append.events for append in accepted):
-            self._insert_accepted(curs, [append for append in accepted if append.events], _next_time(clock))
+            self._insert_accepted(curs, accepted, _positions(positions), _next_time(clock), settle)
         for append in accepted:
             append.outcome = append.outcome or append.settled
         self._keep_answers(curs, accepted)
@@ -225,40 +235,53 @@ class Recorder(PostgresApplicationRecorder):
             prepare=True,
         )
 
+    def _ask_for_positions(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> Cursor[DictRow]:
+        """Positions for all events. They are known before anything is inserted; those refused are burned."""
+        return curs.connection.execute(
+            """
+            SELECT array_agg(nextval('event_store.stored_events_notification_id_seq')) AS positions
+            FROM generate_series(1, %s)
+            """,
+            [sum(len(append.events) for append in appends)],
+            prepare=True,
+            binary=True,
+        )
+
     def _insert_accepted(
-        self, curs: Cursor[DictRow], appends: Sequence[Append], occurred_at: datetime
+        self,
+        curs: Cursor[DictRow],
+        appends: Sequence[Append],
+        positions: Sequence[int],
+        occurred_at: datetime,
+        settle: Callable[[], None],
     ) -> None:
         events = [event for append in appends for event in append.events]
-        positions: list[int] = []
-        inserting: deque[Cursor[int]] = deque()
         for start in range(0, len(events), INSERT_SLICE):
+            if start:
+                settle()
             some = events[start : start + INSERT_SLICE]
-            inserted = curs.connection.cursor(row_factory=scalar_row)
-            # Four arrays in binary take a tenth of the time of the library's one array of composites.
-            inserted.execute(
+            # Arrays in binary take a tenth of the time of the library's one array of composites.
+            curs.execute(
                 """
-                INSERT INTO event_store.stored_events (originator_id, originator_version, topic, state)
-                SELECT * FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::bytea[])
-                RETURNING notification_id
+                INSERT INTO event_store.stored_events
+                    (originator_id, originator_version, topic, state, notification_id)
+                SELECT * FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::bytea[], %b::bigint[])
                 """,
                 [
                     [event.stream for event in some],
                     [event.version for event in some],
                     [event.type for event in some],
                     [event.state_at(occurred_at + i * _TICK) for i, event in enumerate(some, start)],
+                    positions[start : start + len(some)],
                 ],
                 prepare=True,
             )
-            inserting.append(inserted)
-            # The server works on one slice while the next is made, and no more than that one waits for it.
-            if len(inserting) > 1:
-                positions.extend(inserting.popleft().fetchall())
-        positions.extend(inserting.popleft().fetchall())
         self._notify_channel(curs)
         last = -1
         for append in appends:
-            last += len(append.events)
-            append.outcome = Recording(positions[last], occurred_at + last * _TICK)
+            if append.events:
+                last += len(append.events)
+                append.outcome = Recording(positions[last], occurred_at + last * _TICK)
 
     def _keep_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
         kept = [
@@ -363,6 +386,13 @@ _CLOCK = """
         SELECT state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
     ) AS last
 """
+
+
+def _positions(asked: Cursor[DictRow]) -> Sequence[int]:
+    row = asked.fetchone()
+    assert row is not None
+    positions: Sequence[int] = row["positions"]
+    return positions
 
 
 def _next_time(clock: Cursor[DictRow]) -> datetime:

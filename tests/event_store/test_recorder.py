@@ -1,15 +1,17 @@
 """What is decided under the append lock, and what the database itself refuses."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from eventsourcing.persistence import IntegrityError
+from eventsourcing.persistence import IntegrityError, PersistenceError
 from pydantic_core import from_json
 
 from events.equipment import OperationRecorded
 from events.vessel import VesselDecommissioned, VesselRegistered, VesselRenamed
+from infra.event_store.mapper import PendingEvent
 from infra.event_store.reader import APPEND_LOCK_KEY
 from infra.event_store.recorder import (
     INSERT_SLICE,
@@ -307,3 +309,34 @@ def test_the_command_role_only_inserts_and_reads(database: str, statement: str) 
         connection.execute("SET ROLE fpso_command")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(statement)
+
+
+@pytest.mark.parametrize("moment", ["decided", "between slices"])
+def test_an_appender_that_is_stopped_under_the_lock_loses_it(
+    recorder: Recorder, database: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody ends a session whose process has stopped but the server, which counts from when it is idle."""
+    monkeypatch.setattr("infra.event_store.recorder.INSERT_SLICE", 2)
+    stopped, go_on = threading.Event(), threading.Event()
+    stops_at = {"decided": 1, "between slices": 3}[moment]
+
+    class Stopping(PendingEvent):
+        def state_at(self, occurred_at: datetime) -> bytes:
+            if self.version == stops_at:
+                stopped.set()
+                go_on.wait(30)
+            return b"{}"
+
+    events = [Stopping("vessel/STOPPED", version, REGISTERED.type, b"{}", b"{}") for version in range(1, 7)]
+    with ThreadPoolExecutor(1) as thread:
+        with recorder.datastore.get_connection() as connection:
+            connection.execute("SET idle_in_transaction_session_timeout = '200ms'")
+        appending = thread.submit(recorder.append, [Append(events)])
+        assert stopped.wait(10)
+        with psycopg.connect(database, autocommit=True) as other:
+            other.execute("SET lock_timeout = '10s'")
+            other.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK_KEY])
+        go_on.set()
+        with pytest.raises(PersistenceError):
+            appending.result(10)
+    assert recorder.select_events("vessel/STOPPED") == []
