@@ -257,17 +257,18 @@ async def _load_touched(
     operations: set[str] = set()
     for event, model in zip(batch, models, strict=True):
         kind, code = _stream_of(event)
-        if kind == "vessel":
-            vessels.add(code)
-        elif event.version > 1:  # what begins has no row yet; if it has one, its primary key says so
-            equipment.add(code)
         match model:
-            case EquipmentRegistered() | EquipmentTransferred():
+            case EquipmentRegistered():
+                # It has no row yet; if it has one, its primary key says so.
+                vessels.add(model.vessel_code)
+                continue
+            case EquipmentTransferred():
                 vessels.add(model.vessel_code)
             case OperationVoided():
                 operations.add(model.operation_id)
             case _:
                 pass
+        (vessels if kind == "vessel" else equipment).add(code)
     pieces = await load_equipment(connection, equipment)
     vessels.update(row.state.vessel_code for row in pieces.values())
     return Rows(

@@ -135,6 +135,19 @@ async def under_way(store: Store, work: Any, table: str) -> AsyncIterator["async
 # --- comparing and swapping -------------------------------------------------------------------------------
 
 
+def indexes(store: Store) -> list[tuple[Any, ...]]:
+    return store.query("SELECT indexdef FROM pg_indexes WHERE schemaname = 'read_model' ORDER BY 1")
+
+
+async def test_the_copy_has_every_index_of_the_live_one(
+    store: Store, live: ReadModel, rebuilding: Rebuilding
+) -> None:
+    before = indexes(store)
+    await rebuilding.rebuild()
+    assert indexes(store) == before
+    assert len(before) > len(TABLES)
+
+
 async def test_an_equal_copy_is_swapped_and_sessions_of_before_go_on(
     store: Store, live: ReadModel, rebuilding: Rebuilding
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from events.equipment import EquipmentActivated, EquipmentDeactivated
 from events.event import Event
 from projector import subscription as subscription_module
-from projector.subscription import ChainBroken, RewindNeeded, Subscription
+from projector.subscription import ChainBroken, RewindNeeded, SharedReads, Subscription
 from tests.projector.conftest import ReadModel
 from tests.projector.processes import until
 from tests.projector.store import Store, an_equipment
@@ -247,3 +247,26 @@ async def test_two_followers_double_nothing(store: Store, read_model: ReadModel)
     for task in tasks:
         assert not task.done(), "nobody crashed"
         task.cancel()
+
+
+async def test_whoever_is_ahead_waits_for_another_at_work_but_for_nobody_who_has_stopped(
+    store: Store, read_model: ReadModel
+) -> None:
+    store.register_vessel()
+    head = store.register_equipment(*(f"E{number}" for number in range(99)))
+    reads = SharedReads(read_model.reader, 10)
+
+    async def read_all() -> int:
+        position = 0
+        while True:
+            async with reads.taken(position) as events:
+                if not events:
+                    return position
+                position = events[-1].position
+
+    async with reads.taken(0):
+        ahead = asyncio.create_task(read_all())
+        done, _ = await asyncio.wait([ahead], timeout=0.5)
+        assert not done
+    # Whoever was here does not come back.
+    assert await asyncio.wait_for(ahead, 30) == head
