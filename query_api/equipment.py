@@ -149,11 +149,11 @@ OF_FLEET = Listing(
     """,
 )
 
-# Two things keep this list fast however large the fleet. One vessel is given as a range of vessels that leads
+# Three things keep this list fast however large the fleet. A vessel is given as a range of vessels, first in
 # the order: that leaves PostgreSQL the index by vessel and no other. With an equality it may take the primary
-# key, and read the equipment of the whole fleet until a page is found. And the parameters are a row of their
-# own (OFFSET 0 keeps it one), so that a plan for their values is no better than one for any: it is made once,
-# not for every request.
+# key, and read the equipment of the whole fleet until a page is found. A status is always asked for, so it is
+# looked up in that index. And the parameters are a row of their own (OFFSET 0 keeps it one): a plan for their
+# values is no better than one for any, so it is made once, not for every request.
 OF_VESSEL = Listing(
     name="vessel-equipment",
     keys=_KEYS,
@@ -164,8 +164,9 @@ OF_VESSEL = Listing(
     FROM checkpoints
     CROSS JOIN (
         SELECT %(vessel_code)s::text AS vessel_code, %(after_code)s::text AS after_code,
-               %(status)s::text AS status, %(location)s::text AS location, %(q)s::text AS q,
-               %(limit)s::bigint AS items
+               CASE WHEN %(status)s::text IS NULL THEN ARRAY['active', 'inactive'] ELSE ARRAY[%(status)s] END
+                   AS statuses,
+               %(location)s::text AS location, %(q)s::text AS q, %(limit)s::bigint AS items
         OFFSET 0
     ) AS asked
     LEFT JOIN vessels ON vessels.code = asked.vessel_code
@@ -174,7 +175,7 @@ OF_VESSEL = Listing(
         FROM equipment
         WHERE (vessel_code, code) > (asked.vessel_code, asked.after_code)
           AND vessel_code <= asked.vessel_code
-          AND (asked.status IS NULL OR status = asked.status)
+          AND status = ANY (asked.statuses)
           AND (asked.location IS NULL OR location = asked.location)
           AND (asked.q IS NULL OR code ILIKE asked.q COLLATE "pg_c_utf8"
                OR name ILIKE asked.q COLLATE "pg_c_utf8" OR location ILIKE asked.q COLLATE "pg_c_utf8")
