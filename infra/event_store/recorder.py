@@ -156,21 +156,20 @@ class Recorder(PostgresApplicationRecorder):
         # All that is decided by is asked for in one go. Each statement comes after the lock, and sees what
         # was committed before it.
         self._lock_table(curs)
-        clock = curs.connection.execute(_CLOCK, prepare=True)
         answers = self._ask_for_answers(curs, appends)
-        versions = self._ask_for_versions(curs, appends)
-        positions = self._ask_for_positions(curs, appends)
+        asked = self._ask(curs, appends)
         try:
             settle()
         except psycopg.errors.LockNotAvailable as error:
             raise AppendLockTimeout from error
+        found = _Found.of(asked)
         if any(append.is_in_doubt for append in appends):
             self._recognise_committed(curs, appends)
         _find_answers(appends, answers)
-        _check_versions(appends, versions)
+        _check_versions(appends, found.versions)
         accepted = [append for append in appends if append.outcome is None]
         if any(append.events for append in accepted):
-            self._insert_accepted(curs, accepted, _positions(positions), _next_time(clock), settle)
+            self._insert_accepted(curs, accepted, found, settle)
         for append in accepted:
             append.outcome = append.outcome or append.settled
         self._keep_answers(curs, accepted)
@@ -219,30 +218,32 @@ class Recorder(PostgresApplicationRecorder):
             prepare=True,
         )
 
-    def _ask_for_versions(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> Cursor[DictRow] | None:
-        """The current versions of all streams that ``appends`` rely on; None where there are none."""
-        streams = list({stream for append in appends for stream in _relied_on(append, appends)})
-        if not streams:
-            return None
+    def _ask(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> Cursor[DictRow]:
+        """What `_Found` holds. Positions are known before anything is inserted; those refused are burned."""
         return curs.connection.execute(
             """
-            SELECT stream, coalesce((
-                SELECT max(originator_version) FROM event_store.stored_events WHERE originator_id = stream
-            ), 0) AS version
-            FROM unnest(%s::text[]) AS stream
+            SELECT
+                clock_timestamp() AS now,
+                (SELECT state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1) AS last,
+                (
+                    SELECT array_agg(nextval('event_store.stored_events_notification_id_seq'))
+                    FROM generate_series(1, %(events)s)
+                ) AS positions,
+                streams,
+                ARRAY(
+                    SELECT coalesce((
+                        SELECT max(originator_version) FROM event_store.stored_events
+                        WHERE originator_id = stream
+                    ), 0)
+                    FROM unnest(streams) WITH ORDINALITY AS relied_on (stream, number)
+                    ORDER BY number
+                ) AS versions
+            FROM (VALUES (%(streams)s::text[])) AS given (streams)
             """,
-            [streams],
-            prepare=True,
-        )
-
-    def _ask_for_positions(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> Cursor[DictRow]:
-        """Positions for all events. They are known before anything is inserted; those refused are burned."""
-        return curs.connection.execute(
-            """
-            SELECT array_agg(nextval('event_store.stored_events_notification_id_seq')) AS positions
-            FROM generate_series(1, %s)
-            """,
-            [sum(len(append.events) for append in appends)],
+            {
+                "events": sum(len(append.events) for append in appends),
+                "streams": list({stream for append in appends for stream in _relied_on(append, appends)}),
+            },
             prepare=True,
             binary=True,
         )
@@ -251,10 +252,10 @@ class Recorder(PostgresApplicationRecorder):
         self,
         curs: Cursor[DictRow],
         appends: Sequence[Append],
-        positions: Sequence[int],
-        occurred_at: datetime,
+        found: "_Found",
         settle: Callable[[], None],
     ) -> None:
+        occurred_at, positions = found.next_time(), found.positions
         events = [event for append in appends for event in append.events]
         for start in range(0, len(events), INSERT_SLICE):
             if start:
@@ -381,28 +382,33 @@ class Recorder(PostgresApplicationRecorder):
 
 
 _TICK = timedelta(microseconds=1)
-_CLOCK = """
-    SELECT clock_timestamp() AS now, (
-        SELECT state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
-    ) AS last
-"""
 
 
-def _positions(asked: Cursor[DictRow]) -> Sequence[int]:
-    row = asked.fetchone()
-    assert row is not None
-    positions: Sequence[int] = row["positions"]
-    return positions
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a batch is decided by, as it is under the lock."""
 
+    now: datetime
+    """By the database's clock."""
+    last: bytes | None
+    """The last event's stored form."""
+    positions: Sequence[int]
+    """For the batch's events."""
+    versions: dict[str, int]
+    """The current versions of the streams that it relies on."""
 
-def _next_time(clock: Cursor[DictRow]) -> datetime:
-    """The database's clock, or what comes after the last event's time if that is later."""
-    row = clock.fetchone()
-    assert row is not None
-    now: datetime = row["now"].astimezone(UTC)
-    if row["last"] is None:
-        return now
-    return max(now, datetime.fromisoformat(from_json(row["last"])["occurred_at"]) + _TICK)
+    @classmethod
+    def of(cls, asked: Cursor[DictRow]) -> "_Found":
+        row = asked.fetchone()
+        assert row is not None
+        versions = dict(zip(row["streams"], row["versions"], strict=True))
+        return cls(row["now"].astimezone(UTC), row["last"], row["positions"] or (), versions)
+
+    def next_time(self) -> datetime:
+        """The database's clock, or what comes after the last event's time if that is later."""
+        if self.last is None:
+            return self.now
+        return max(self.now, datetime.fromisoformat(from_json(self.last)["occurred_at"]) + _TICK)
 
 
 def _relied_on(append: Append, batch: Sequence[Append]) -> Mapping[str, int]:
@@ -424,11 +430,8 @@ def _first_versions(events: Sequence[PendingEvent]) -> dict[str, int]:
     return versions
 
 
-def _check_versions(appends: Sequence[Append], versions: Cursor[DictRow] | None) -> None:
-    """Give a command that relied on anything but the current versions its `Conflict`."""
-    if versions is None:
-        return
-    current: dict[str, int] = {row["stream"]: row["version"] for row in versions.fetchall()}
+def _check_versions(appends: Sequence[Append], current: dict[str, int]) -> None:
+    """Give a command that relied on anything but the ``current`` versions its `Conflict`."""
     for append in appends:
         if append.outcome is not None:
             continue
