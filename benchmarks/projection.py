@@ -5,11 +5,13 @@ of equipment that was registered some thousands of events ago. Every table is wr
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from io import StringIO
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -276,8 +278,19 @@ def memory_rebuild(system: System) -> Figure:
 def _peak_of_rebuild(database_url: str) -> float:
     command = [sys.executable, "-m", "projector", "rebuild"]
     environment = {**os.environ, "FPSO_DATABASE_URL": database_url}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = 0.0
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        # Not what `wait4` says of it: that begins with the memory of the process that it was forked from.
+        while process.poll() is None:
+            peak = max(peak, _most_resident(process.pid))
+            time.sleep(POLL_SECONDS)
     assert process.returncode == 0, "the rebuild has failed"
-    return usage.ru_maxrss / 1024
+    return peak
+
+
+def _most_resident(pid: int) -> float:
+    """The most memory that the process has had so far, in MiB; 0 where it is no more."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
