@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 FORGET_ANSWERS_SECONDS = 3600.0
 SWITCH_SECONDS = 0.0005
 """How long the event loop may keep the thread that appends from going on. With Python's own 5 ms each of its
-waits for the database would end in another, and under load commands would come faster than they are recorded."""
+waits for the database would end in another, and under load more commands would come than are recorded."""
 STUCK_SECONDS = 20.0
 """A command that waits for so long shows that the writer makes no headway."""
 

@@ -207,7 +207,7 @@ class Dispatcher:
                 case Recording() as recording:
                     for aggregate in store.changed:
                         self.commands.streams.remember(aggregate, recording)
-                    return respond(result, recording), False
+                    return append.kept or respond(result, recording), False
                 case Replay(answer):
                     return answer, True
                 case KeyReused():

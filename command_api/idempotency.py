@@ -20,8 +20,8 @@ class Fingerprint:
         self._hash = sha256()
         for part in (
             request.method,
-            request.url.path,
-            request.url.query,
+            request.scope["path"],
+            request.scope["query_string"].decode("ascii"),
             request.headers.get("content-type", ""),
             if_match_of(request) or "",
         ):
@@ -50,6 +50,16 @@ class InFlight:
 
         Answers `idempotency-key-in-use` where the first takes too long.
         """
+        if (actor, key) in self._done:
+            await self._wait_for_first(actor, key)
+        self._done[actor, key] = done = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._done[actor, key]
+            done.set()
+
+    async def _wait_for_first(self, actor: str, key: str) -> None:
         try:
             async with asyncio.timeout(WAIT_FOR_FIRST_SECONDS):
                 while (first := self._done.get((actor, key))) is not None:
@@ -60,9 +70,3 @@ class InFlight:
                 f"the first request with the key {key} is still being worked on",
                 headers={"Retry-After": "1"},
             ) from None
-        self._done[actor, key] = done = asyncio.Event()
-        try:
-            yield
-        finally:
-            del self._done[actor, key]
-            done.set()

@@ -18,8 +18,7 @@ from psycopg import Cursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Literal
-from psycopg.types.json import Jsonb
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from infra.event_store.mapper import SNAPSHOT_TOPICS, PendingEvent
 from infra.event_store.reader import APPEND_LOCK_KEY
@@ -91,6 +90,8 @@ class Append:
     idempotency_key: IdempotencyKey | None = None
     answer: Callable[[Recording], Answer] | None = None
     """The answer to keep under the key; it may name the position and the time."""
+    kept: Answer | None = None
+    """The answer that was kept."""
     settled: Recording | None = None
     """Of a command that changes nothing: where what it found was recorded. It may still keep its answer."""
     is_alone: bool = False
@@ -210,9 +211,9 @@ class Recorder(PostgresApplicationRecorder):
     def _select_answers(self, curs: Cursor[DictRow], keys: Sequence[IdempotencyKey]) -> Cursor[DictRow]:
         return curs.execute(
             """
-            SELECT i.* FROM unnest(%s::text[], %s::text[]) AS wanted (actor, key)
+            SELECT i.* FROM unnest(%b::text[], %b::text[]) AS wanted (actor, key)
             JOIN event_store.idempotency i USING (actor, key)
-            WHERE i.recorded_at > now() - %s
+            WHERE i.recorded_at > now() - %b::interval
             """,
             [[key.actor for key in keys], [key.key for key in keys], KEEP_ANSWERS],
             prepare=True,
@@ -285,26 +286,30 @@ class Recorder(PostgresApplicationRecorder):
                 append.outcome = Recording(positions[last], occurred_at + last * _TICK)
 
     def _keep_answers(self, curs: Cursor[DictRow], appends: Sequence[Append]) -> None:
-        kept = [
-            (key.actor, key.key, key.fingerprint, answer.status, Jsonb(dict(answer.headers)), answer.body)
-            for append in appends
-            if (key := append.idempotency_key) is not None
-            and append.answer is not None
-            and isinstance(append.outcome, Recording)
-            for answer in [append.answer(append.outcome)]
-        ]
-        if not kept:
+        keeping: list[tuple[IdempotencyKey, Answer]] = []
+        for append in appends:
+            if append.idempotency_key and append.answer and isinstance(append.outcome, Recording):
+                append.kept = append.answer(append.outcome)
+                keeping.append((append.idempotency_key, append.kept))
+        if not keeping:
             return
         curs.execute(
             """
             INSERT INTO event_store.idempotency (actor, key, fingerprint, status, headers, body)
-            SELECT * FROM unnest(
-                %s::text[], %s::text[], %s::bytea[], %s::smallint[], %s::jsonb[], %s::bytea[]
-            )
+            SELECT actor, key, fingerprint, status, headers::jsonb, body
+            FROM unnest(%b::text[], %b::text[], %b::bytea[], %b::smallint[], %b::text[], %b::bytea[])
+                AS kept (actor, key, fingerprint, status, headers, body)
             ON CONFLICT (actor, key) DO UPDATE SET (fingerprint, status, headers, body, recorded_at)
                 = (excluded.fingerprint, excluded.status, excluded.headers, excluded.body, now())
             """,
-            [list(column) for column in zip(*kept, strict=True)],
+            [
+                [key.actor for key, _ in keeping],
+                [key.key for key, _ in keeping],
+                [key.fingerprint for key, _ in keeping],
+                [answer.status for _, answer in keeping],
+                [to_json(dict(answer.headers)).decode() for _, answer in keeping],
+                [answer.body for _, answer in keeping],
+            ],
             prepare=True,
         )
 
