@@ -114,11 +114,15 @@ class Projector:
 
     async def _tell(self) -> None:
         """Send the checkpoint of the tables to whoever waits for it at the event store."""
+        told = -1
         while True:
             await self._progress.wait()
             self._progress.clear()
+            if self.tables.checkpoint == told:
+                continue
             try:
                 await _notify(self._store, PROJECTED_CHANNEL, self.tables.checkpoint)
+                told = self.tables.checkpoint
             except psycopg.Error as error:
                 # It is repeated every second.
                 log.warning("not told", extra={"cause": str(error).strip()})
@@ -142,7 +146,7 @@ class Projector:
             lag = await self._reader.lag(checkpoints[subscription.name], head)
             LAG_EVENTS.labels(subscription.name).set(lag.events)
             LAG_SECONDS.labels(subscription.name).set(lag.seconds)
-        self._progress.set()
+        await _notify(self._store, PROJECTED_CHANNEL, self.tables.checkpoint)
         await _notify(self._read_model, READ_MODEL_CHANNEL, checkpoints["tables"])
 
     async def _write_head(self, head: Head) -> dict[str, int]:

@@ -1,16 +1,21 @@
-"""COPY in its binary format: of all ways to insert many rows the least work for Python and for PostgreSQL.
+"""How rows are inserted: many by COPY in its binary format, a few as one JSON parameter.
 
-Types are said once for a table, not found out for each value. Where psycopg has no short way from a value to
-its binary form, the value is given as what it is on the wire.
+Of all ways to insert many rows COPY is the least work for Python and for PostgreSQL, but it takes two round
+trips of its own. A few rows go in a pipeline with everything else of their transaction.
+
+For COPY, types are said once for a table, not found out for each value. Where psycopg has no short way from a
+value to its binary form, the value is given as what it is on the wire.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
 from pydantic_core import to_json
 
+A_FEW = 100
+"""So many events or rows are a few."""
 TIME = "int8"
 """The type under which `time_value` writes a timestamptz."""
 JSONB = "text"
@@ -42,3 +47,11 @@ async def copy_rows(
         copy.set_types(types)
         for row in rows:
             await copy.write_row(row)
+
+
+async def write_rows(
+    connection: AsyncConnection[Any], statement: LiteralString, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Insert or update a few ``rows`` by ``statement``, whose one parameter is a JSON array of them."""
+    if rows:
+        await connection.execute(statement, [to_json(rows).decode()], prepare=True)

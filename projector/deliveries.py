@@ -235,4 +235,6 @@ class Deliveries:
 
 def _are_same(delivered: Event, stored: Event) -> bool:
     """Whether they are the same but for the idempotency key, which does not leave the event store."""
-    return delivered == replace(stored, metadata=replace(stored.metadata, idempotency_key=None))
+    if stored.metadata.idempotency_key is not None:
+        stored = replace(stored, metadata=replace(stored.metadata, idempotency_key=None))
+    return delivered == stored

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from events.state import EquipmentState
-from projector.copying import INFINITY, JSONB, TIME, copy_rows, jsonb_value, time_value
+from projector.copying import A_FEW, INFINITY, JSONB, TIME, copy_rows, jsonb_value, time_value, write_rows
 
 _EQUIPMENT_TYPES = ("text", "text", "text", "text", JSONB, "text", "int8", "int8")
 _VERSION_TYPES = (
@@ -83,10 +83,18 @@ async def load_equipment(connection: AsyncConnection[Any], codes: Collection[str
 
 
 async def write_equipment(connection: AsyncConnection[Any], rows: Collection[EquipmentRow]) -> None:
-    """Copy the new of ``rows``, update the others."""
+    """Insert the new of ``rows``, update the others."""
     new = [row for row in rows if row.is_new]
     changed = [row for row in rows if not row.is_new]
-    if new:
+    if len(new) <= A_FEW:
+        await write_rows(
+            connection,
+            """
+            INSERT INTO equipment SELECT * FROM json_populate_recordset(NULL::equipment, %s)
+            """,
+            [_equipment_members(row) for row in new],
+        )
+    else:
         await copy_rows(
             connection,
             """
@@ -96,9 +104,9 @@ async def write_equipment(connection: AsyncConnection[Any], rows: Collection[Equ
             _EQUIPMENT_TYPES,
             map(_equipment_columns, new),
         )
-    if changed:
-        await connection.execute(
-            """
+    await write_rows(
+        connection,
+        """
             UPDATE equipment SET
                 vessel_code = changed.vessel_code, name = changed.name, location = changed.location,
                 attributes = changed.attributes, status = changed.status, version = changed.version,
@@ -109,24 +117,21 @@ async def write_equipment(connection: AsyncConnection[Any], rows: Collection[Equ
             )
             WHERE equipment.code = changed.code
             """,
-            [
-                to_json(
-                    [
-                        {
-                            "code": row.code,
-                            "vessel_code": row.state.vessel_code,
-                            "name": row.state.name,
-                            "location": row.state.location,
-                            "attributes": row.state.attributes,
-                            "status": row.state.status,
-                            "version": row.state.version,
-                            "position": row.position,
-                        }
-                        for row in changed
-                    ]
-                ).decode()
-            ],
-        )
+        [_equipment_members(row) for row in changed],
+    )
+
+
+def _equipment_members(row: EquipmentRow) -> dict[str, Any]:
+    return {
+        "code": row.code,
+        "vessel_code": row.state.vessel_code,
+        "name": row.state.name,
+        "location": row.state.location,
+        "attributes": row.state.attributes,
+        "status": row.state.status,
+        "version": row.state.version,
+        "position": row.position,
+    }
 
 
 def _equipment_columns(row: EquipmentRow) -> tuple[Any, ...]:
@@ -160,17 +165,47 @@ async def copy_equipment_versions(
     )
 
 
+async def insert_equipment_versions(
+    connection: AsyncConnection[Any], versions: Collection[EquipmentVersion]
+) -> None:
+    """Insert a few new ``versions``."""
+    await write_rows(
+        connection,
+        """
+        INSERT INTO equipment_versions
+        SELECT * FROM json_populate_recordset(NULL::equipment_versions, %s)
+        """,
+        [_version_members(version) for version in versions],
+    )
+
+
+def _version_members(row: EquipmentVersion) -> dict[str, Any]:
+    state = row.state
+    return {
+        "code": row.code,
+        "version": state.version,
+        "position": row.position,
+        "valid_from": row.valid_from,
+        "valid_to": row.valid_to or "infinity",
+        "vessel_code": state.vessel_code,
+        "left_vessel_code": row.left_vessel_code,
+        "name": state.name,
+        "location": state.location,
+        "attributes": state.attributes,
+        "status": state.status,
+    }
+
+
 async def end_equipment_versions(connection: AsyncConnection[Any], ended: Collection[EndedVersion]) -> None:
     """Say of versions until when they were valid."""
-    if not ended:
-        return
-    await connection.execute(
+    await write_rows(
+        connection,
         """
         UPDATE equipment_versions SET valid_to = ended.valid_to
         FROM json_to_recordset(%s) AS ended (code text, version bigint, valid_to timestamptz)
         WHERE equipment_versions.code = ended.code AND equipment_versions.version = ended.version
         """,
-        [to_json([version._asdict() for version in ended]).decode()],
+        [version._asdict() for version in ended],
     )
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
-from pydantic_core import to_json
 
 from events.state import Operation
+from projector.copying import write_rows
 
 
 @dataclass(slots=True)
@@ -42,59 +42,38 @@ async def load_operations(connection: AsyncConnection[Any], ids: Collection[str]
 
 
 async def write_operations(connection: AsyncConnection[Any], rows: Collection[OperationRow]) -> None:
-    """Copy the new of ``rows``; of the others only what can change is updated: whether they are voided."""
-    new = [row for row in rows if row.is_new]
-    changed = [row for row in rows if not row.is_new]
-    if new:
-        async with (
-            connection.cursor() as cursor,
-            cursor.copy(
-                """
-            COPY operations (
-                id, equipment_code, vessel_code, type, cost, currency, description, performed_at, voided,
-                version, position
-            ) FROM STDIN
-            """
-            ) as copy,
-        ):
-            for row in new:
-                await copy.write_row(_columns(row))
-    if changed:
-        await connection.execute(
-            """
-            UPDATE operations SET
-                voided = changed.voided, version = changed.version, position = changed.position
-            FROM json_to_recordset(%s) AS changed (id text, voided boolean, version bigint, position bigint)
-            WHERE operations.id = changed.id
-            """,
-            [
-                to_json(
-                    [
-                        {
-                            "id": row.id,
-                            "voided": row.operation.voided,
-                            "version": row.operation.version,
-                            "position": row.position,
-                        }
-                        for row in changed
-                    ]
-                ).decode()
-            ],
-        )
-
-
-def _columns(row: OperationRow) -> tuple[Any, ...]:
-    operation = row.operation
-    return (
-        row.id,
-        row.equipment_code,
-        operation.vessel_code,
-        operation.type,
-        operation.cost,
-        operation.currency,
-        operation.description,
-        operation.performed_at,
-        operation.voided,
-        operation.version,
-        row.position,
+    """Insert the new of ``rows``; of the others only what can change is updated: whether they are voided."""
+    await write_rows(
+        connection,
+        """
+        INSERT INTO operations SELECT * FROM json_populate_recordset(NULL::operations, %s)
+        """,
+        [_members(row) for row in rows if row.is_new],
     )
+    await write_rows(
+        connection,
+        """
+        UPDATE operations SET
+            voided = changed.voided, version = changed.version, position = changed.position
+        FROM json_to_recordset(%s) AS changed (id text, voided boolean, version bigint, position bigint)
+        WHERE operations.id = changed.id
+        """,
+        [_members(row) for row in rows if not row.is_new],
+    )
+
+
+def _members(row: OperationRow) -> dict[str, Any]:
+    operation = row.operation
+    return {
+        "id": row.id,
+        "equipment_code": row.equipment_code,
+        "vessel_code": operation.vessel_code,
+        "type": operation.type,
+        "cost": operation.cost,
+        "currency": operation.currency,
+        "description": operation.description,
+        "performed_at": operation.performed_at,
+        "voided": operation.voided,
+        "version": operation.version,
+        "position": row.position,
+    }

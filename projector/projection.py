@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import psycopg
 from prometheus_client import Counter
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 
 from events.catalogue import DomainEvent, Undecodable, decode
 from events.equipment import (
@@ -24,12 +25,14 @@ from events.event import Event
 from events.state import EquipmentState, equipment_after, vessel_after
 from events.vessel import VesselEvent
 from infra.database import READ_MODEL_CHANNEL, Pool, pool_of
+from projector.copying import A_FEW
 from projector.equipment import (
     EndedVersion,
     EquipmentRow,
     EquipmentVersion,
     copy_equipment_versions,
     end_equipment_versions,
+    insert_equipment_versions,
     load_equipment,
     write_equipment,
 )
@@ -128,29 +131,39 @@ class Projection(ABC):
 
     @asynccontextmanager
     async def _moving(self, batch: Sequence[Event]) -> AsyncIterator[AsyncConnection[Any]]:
-        """The transaction in which the checkpoint moves from before ``batch`` to its end."""
-        async with self._pool.connection() as connection, connection.transaction():
-            await self._lock(connection, batch[0].previous_position)
-            yield connection
-            await connection.execute(
-                """
+        """The transaction in which the checkpoint moves from before ``batch`` to its end.
+
+        All that a few events come to goes to the server at once, the commit included.
+        """
+        async with self._pool.connection() as connection:
+            pipeline = connection.pipeline() if len(batch) <= A_FEW else nullcontext()
+            try:
+                async with pipeline, connection.transaction():
+                    await self._lock(connection, batch[0].previous_position)
+                    yield connection
+                    await self._move(connection, batch[-1])
+            finally:
+                if connection.info.transaction_status == TransactionStatus.INERROR:
+                    await connection.rollback()  # the commit was sent before what was refused was known
+
+    async def _move(self, connection: AsyncConnection[Any], last: Event) -> None:
+        await connection.execute(
+            """
+            WITH moved AS (
                 UPDATE checkpoints SET position = %s, epoch = %s, occurred_at = %s,
                     stopped_position = NULL, stopped_type = NULL, stopped_cause = NULL
                 WHERE name = %s
-                """,
-                [batch[-1].position, batch[-1].epoch, batch[-1].occurred_at, self.name],
+                RETURNING name, position
             )
-            await connection.execute(
-                """
-                SELECT pg_notify(%s, position::text) FROM checkpoints
-                WHERE name = 'tables' AND current_schema = %s
-                """,
-                [READ_MODEL_CHANNEL, LIVE_SCHEMA],
-            )
+            SELECT pg_notify(%s, position::text) FROM moved WHERE name = 'tables' AND current_schema = %s
+            """,
+            [last.position, last.epoch, last.occurred_at, self.name, READ_MODEL_CHANNEL, LIVE_SCHEMA],
+            prepare=True,
+        )
 
     async def _lock(self, connection: AsyncConnection[Any], expected: int) -> None:
         cursor = await connection.execute(
-            "SELECT position FROM checkpoints WHERE name = %s FOR UPDATE", [self.name]
+            "SELECT position FROM checkpoints WHERE name = %s FOR UPDATE", [self.name], prepare=True
         )
         row = await cursor.fetchone()
         if row is None or row["position"] != expected:
@@ -204,8 +217,12 @@ class Tables(Projection):
         """See `Projection`."""
         models = [_decoded(event) for event in batch]
         rows = await _load_touched(connection, batch, models)
-        # PostgreSQL takes in what some events came to while the next are folded.
-        await copy_equipment_versions(connection, rows.folded(batch, models))
+        versions = rows.folded(batch, models)
+        if len(batch) <= A_FEW:
+            await insert_equipment_versions(connection, list(versions))
+        else:
+            # PostgreSQL takes in what some events came to while the next are folded.
+            await copy_equipment_versions(connection, versions)
         await _write_changed(connection, rows)
 
     async def _pass_over(self, refused: Unprojectable, skip: Skip) -> None:
@@ -213,7 +230,7 @@ class Tables(Projection):
         async with self._moving([event]) as connection:
             rows = await _load_stream(connection, event)
             version = rows.pass_over(event)
-            await copy_equipment_versions(connection, [version] if version else [])
+            await insert_equipment_versions(connection, [version] if version else [])
             await _write_changed(connection, rows)
             await mark_passed_over(connection, skip)
         SKIPPED.labels(self.name).inc()

@@ -6,9 +6,9 @@ from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
-from pydantic_core import to_json
 
 from events.state import VesselState
+from projector.copying import write_rows
 
 
 @dataclass(slots=True)
@@ -51,9 +51,8 @@ async def load_vessels(connection: AsyncConnection[Any], codes: Collection[str])
 
 async def write_vessels(connection: AsyncConnection[Any], rows: Collection[VesselRow]) -> None:
     """Insert or update ``rows``, in one statement."""
-    if not rows:
-        return
-    await connection.execute(
+    await write_rows(
+        connection,
         """
         INSERT INTO vessels (code, name, status, active, inactive, version, position)
         SELECT code, name, status, active, inactive, version, position FROM json_to_recordset(%s) AS changed (
@@ -66,19 +65,15 @@ async def write_vessels(connection: AsyncConnection[Any], rows: Collection[Vesse
         )
         """,
         [
-            to_json(
-                [
-                    {
-                        "code": row.code,
-                        "name": row.state.name,
-                        "status": row.state.status,
-                        "active": row.active,
-                        "inactive": row.inactive,
-                        "version": row.state.version,
-                        "position": row.position,
-                    }
-                    for row in rows
-                ]
-            ).decode()
+            {
+                "code": row.code,
+                "name": row.state.name,
+                "status": row.state.status,
+                "active": row.active,
+                "inactive": row.inactive,
+                "version": row.state.version,
+                "position": row.position,
+            }
+            for row in rows
         ],
     )

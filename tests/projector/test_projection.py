@@ -206,8 +206,9 @@ async def test_the_tables_do_not_depend_on_the_batches(
     assert wrong == []
 
 
+@pytest.mark.parametrize(("small", "large"), [(2, 30), (110, 300)], ids=["a few", "many"])
 async def test_the_number_of_statements_does_not_grow_with_the_batch(
-    store: Store, read_model: ReadModel, monkeypatch: pytest.MonkeyPatch
+    store: Store, read_model: ReadModel, monkeypatch: pytest.MonkeyPatch, small: int, large: int
 ) -> None:
     store.register_vessel()
     await read_model.project()
@@ -220,7 +221,7 @@ async def test_the_number_of_statements_does_not_grow_with_the_batch(
     original = AsyncCursor.execute
     monkeypatch.setattr(AsyncCursor, "execute", execute)
     counts = []
-    for first, size in ((0, 2), (2, 300)):
+    for first, size in ((0, small), (small, large)):
         codes = [f"E{number}" for number in range(first, first + size)]
         store.register_equipment(*codes)
         store.append(*((f"equipment/{code}", EquipmentDeactivated()) for code in codes))
