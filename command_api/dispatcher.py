@@ -138,7 +138,7 @@ class Dispatcher:
             outcome = "overloaded"
             raise _overloaded(overload) from None
         except (PersistenceError, TimeoutError) as error:
-            # Recording tells its own outcome; this was reading, before anything was to be recorded.
+            # Recording has errors of its own; this was reading, before anything was to be recorded.
             log.warning("event store out of reach", extra={"cause": str(error).strip()})
             outcome = "overloaded"
             detail = "The event store does not answer. The command was not carried out."

@@ -58,6 +58,10 @@ class OutcomeUnknown(Exception):
     """The event store stopped answering during the commit: the command may have been recorded or not."""
 
 
+class RecordingFailed(Exception):
+    """An error that no rule explains: the command was not recorded."""
+
+
 class _Waiting:
     """A command in the queue."""
 
@@ -198,7 +202,7 @@ class GroupCommit:
         except Exception as error:  # whatever it is, it is the command's outcome, and the writer goes on
             if len(batch) == 1:
                 log.exception("append failed")
-                _fail(batch, error)
+                _fail(batch, _failure_of(appends[0], error))
             else:
                 await self._record_one_by_one(batch, thread, error)
         else:
@@ -248,6 +252,15 @@ def _is_known_to_have_failed(error: PersistenceError) -> bool:
         return True
     sqlstate = getattr(cause, "sqlstate", None) or "57"
     return not sqlstate.startswith(("08", "57"))  # a lost connection, a server that is going down
+
+
+def _failure_of(append: Append, error: Exception) -> Exception:
+    """What ``error``, which no rule explains, means for ``append``."""
+    if append.is_in_doubt:
+        return OutcomeUnknown()  # the attempt before may have committed it
+    failure = RecordingFailed()
+    failure.__cause__ = error
+    return failure
 
 
 def _log_recorded(appends: Sequence[Append]) -> None:

@@ -3,11 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
+from eventsourcing.persistence import OperationalError, ProgrammingError
 
+from infra.event_store.recorder import Recorder
 from tests.command_api.conftest import command_api, pointers, problem
 
 BODY = {"code": "A", "name": "n", "location": "l"}
@@ -254,6 +257,39 @@ async def test_a_preference_to_wait_ends_when_its_time_is_up(api: httpx.AsyncCli
 async def test_a_preference_that_is_not_understood_is_ignored(api: httpx.AsyncClient, prefer: str) -> None:
     answer = await api.post("/v1/vessels", json={"code": "VAL"}, headers={"Prefer": prefer})
     assert answer.status_code == 201
+
+
+async def test_an_error_of_recording_is_not_one_of_reading(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ProgrammingError("relation does not exist")
+
+    monkeypatch.setattr(Recorder, "append", fails)
+    answer = await api.post("/v1/vessels", json={"code": "VAL"})
+    assert problem(answer) == (500, "internal-error")
+    assert "ProgrammingError: relation does not exist" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+async def test_what_may_have_been_recorded_is_never_said_not_to_have_been(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the first commit is lost, and the second attempt meets a server that takes none."""
+    append = Recorder.append
+    errors = [OperationalError("server closed the connection unexpectedly"), ProgrammingError("read-only")]
+
+    def fails(recorder: Recorder, appends: Any) -> None:
+        if len(errors) == 2:
+            append(recorder, appends)
+        raise errors.pop(0)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Recorder, "append", fails)
+        answer = await api.post("/v1/vessels", json={"code": "VAL"}, headers=KEY)
+    assert problem(answer) == (503, "outcome-unknown")
+    again = await api.post("/v1/vessels", json={"code": "VAL"})
+    assert problem(again) == (409, "vessel-already-registered")
 
 
 async def test_a_full_queue_is_answered_before_anything_happens(database: str) -> None:

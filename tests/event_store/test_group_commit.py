@@ -9,7 +9,14 @@ import pytest
 from eventsourcing.persistence import InternalError, OperationalError
 
 from events.vessel import VesselRegistered
-from infra.event_store.group_commit import RETRY_AFTER_MAX, GroupCommit, OutcomeUnknown, Overloaded, Rush
+from infra.event_store.group_commit import (
+    RETRY_AFTER_MAX,
+    GroupCommit,
+    OutcomeUnknown,
+    Overloaded,
+    RecordingFailed,
+    Rush,
+)
 from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Recorder, Recording
 from tests.event_store.conftest import an_append
 
@@ -162,8 +169,22 @@ async def test_an_unexplained_error_is_the_outcome_of_its_command_only(recorder:
         outcomes = await asyncio.gather(
             *(commit.record(an_append(f"vessel/{i}", REGISTERED)) for i in range(3)), return_exceptions=True
         )
-    assert [type(outcome) for outcome in outcomes] == [Recording, InternalError, Recording]
+    assert [type(outcome) for outcome in outcomes] == [Recording, RecordingFailed, Recording]
     assert faulty.batches == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("commands", [1, 3])
+async def test_an_unexplained_error_after_a_lost_answer_is_doubt(recorder: Recorder, commands: int) -> None:
+    faulty = Faulty(recorder)
+    faulty.before = [None, *[InternalError("cannot execute nextval() in a read-only transaction")] * 4]
+    faulty.after = [lost()]
+    async with group_commit(faulty).running() as commit:
+        outcomes = await asyncio.gather(
+            *(commit.record(an_append(f"vessel/{i}", REGISTERED)) for i in range(commands)),
+            return_exceptions=True,
+        )
+    assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown] * commands
+    assert recorder.max_notification_id() == commands
 
 
 async def test_a_held_lock_is_overload_not_doubt(recorder: Recorder) -> None:
