@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from events.values import Code
 from infra import logs, openapi
-from infra.problems import Fault, InvalidRequest, Problem, invalid, pointer_of, problem_answer
+from infra.problems import Fault, InvalidRequest, Problem, Slug, invalid, pointer_of, problem_answer
 from infra.routing import Route, Router
 from infra.settings import is_loopback
 
@@ -127,7 +127,7 @@ class Edge:
     In: the correlation id, the path decoded strictly, and without access control only this machine's Host
     and no command from another site's page. Out: the correlation id, headers of security, a measurement;
     HEAD is GET without a body; an error is answered by its handler, one that has none is a 500 that shows
-    nothing.
+    nothing; a request that the server cancels, because it stops and has waited long enough, is answered too.
     """
 
     def __init__(
@@ -172,6 +172,12 @@ class Edge:
                 self.admit()
             _decode(scope)
             await self.app(scope, body.receive, send_on)
+        except asyncio.CancelledError:
+            if not status:
+                body.is_whole = True  # there is no time to read the rest either
+                answer = problem_answer(_cut_short(method), instance_of(scope))
+                await answer(scope, body.receive, send_on)
+            raise
         except Exception as error:  # the edge of a request: whatever went wrong ends here
             if status:
                 log.exception("request failed", extra={"method": method, "path": instance_of(scope)})
@@ -189,6 +195,13 @@ class Edge:
         log.exception("request failed", extra={"method": request.method, "path": instance_of(request.scope)})
         failure = Problem("internal-error", "The request could not be answered.")
         return problem_answer(failure, instance_of(request.scope))
+
+
+def _cut_short(method: str) -> Problem:
+    """The server stops before the request is answered."""
+    slug: Slug = "outcome-unknown" if method in COMMAND_METHODS else "unavailable"
+    detail = "The service was stopped before the request was answered."
+    return Problem(slug, detail, headers={"Retry-After": "1"})
 
 
 class _Body:

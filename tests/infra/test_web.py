@@ -1,6 +1,9 @@
 """The edge of both APIs, on an application that has next to nothing behind it."""
 
+import asyncio
+import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -10,10 +13,12 @@ from fastapi import APIRouter, FastAPI, Query
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from command_api.bodies import JsonRoute
 from infra import logs
 from infra.problems import Problem
+from infra.service import serve
 from infra.web import PathCode, PathOperationId, checked_query, decoded_path, new_api
 
 
@@ -48,6 +53,11 @@ def application(auth: Any = "off") -> FastAPI:
     @router.get("/broken")
     async def broken() -> Response:
         raise RuntimeError("the secret is 42")
+
+    @router.get("/endless")
+    @router.post("/endless")
+    async def endless() -> Response:
+        return await asyncio.Future()
 
     @router.get("/busy")
     async def busy() -> Response:
@@ -315,6 +325,49 @@ async def test_what_nobody_caught_shows_nothing(
     assert problem(answer) == (500, "internal-error")
     assert "42" not in answer.text
     assert "42" in caplog.text
+
+
+async def test_what_is_cut_short_when_the_service_stops_is_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    caplog.set_level(logging.CRITICAL, "uvicorn")  # it tells of each
+    app, stopping, arrived = application(), asyncio.Event(), 0
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal arrived
+        arrived += 1
+        await app(scope, receive, send)
+
+    async def sending() -> bytes:
+        """What is answered to a command whose body has not come to its end."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"PATCH /things/A HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: 9\r\n\r\n{")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    serving = asyncio.create_task(serve(counted, "127.0.0.1", port, stopping, drain_seconds=1))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        asked = [
+            asyncio.create_task(client.request(method, "/endless")) for method in ("GET", "HEAD", "POST")
+        ]
+        cut_short = asyncio.create_task(sending())
+        async with asyncio.timeout(10):
+            while arrived < 4:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+            stopping.set()
+            got, headed, posted = await asyncio.gather(*asked)
+            head, _, body = (await cut_short).partition(b"\r\n\r\n")
+            await serving
+    assert problem(got) == (503, "unavailable")
+    assert (headed.status_code, headed.content) == (503, b"")
+    assert problem(posted) == (503, "outcome-unknown")
+    assert {answer.headers["Retry-After"] for answer in (got, headed, posted)} == {"1"}
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(body)["type"] == "/problems/outcome-unknown"
 
 
 async def test_a_problem_brings_its_headers_and_members(client: httpx.AsyncClient) -> None:
