@@ -119,7 +119,8 @@ def _download_reader(columns: Sequence[str]) -> Callable[[Sequence[str]], dict[s
 def _downloaded(values: dict[str, Any]) -> dict[str, Any]:
     """A row of a download; on which vessel and at which version it was is not the register's to say."""
     row = {name: values[name] for name in ("code", "name", "location", "attributes")}
-    return row | {"active": _ACTIVE_BY_STATUS.get(values["status"], values["status"])}
+    status = values["status"]
+    return row | {"active": _ACTIVE_BY_STATUS.get(status, status) if isinstance(status, str) else status}
 
 
 def _json_of(cell: str) -> Any:

@@ -262,6 +262,12 @@ def test_bad_bytes_are_named_by_their_line_however_the_body_comes(pieces: list[b
         (b'{"code": "A", "name": "n", "location": "l", "x": 1}', "x"),
         (b'{"code": "A", "name": "n", "location": "l", "attributes": 1}', "attributes"),
         (b'{"code": 1, "name": "n", "location": "l"}', "code"),
+        (b'{"code": "A", "name": "n", "location": "l", "active": []}', "active"),
+        (
+            b'{"code": "A", "vessel_code": "V", "name": "n", "location": "l", "attributes": {}, '
+            b'"status": ["active"], "version": 1, "position": 1}',
+            "active",
+        ),
     ],
 )
 async def test_a_bad_ndjson_row_is_named(api: httpx.AsyncClient, line: bytes, says: str) -> None:
