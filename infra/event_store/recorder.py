@@ -166,6 +166,7 @@ class Recorder(PostgresApplicationRecorder):
         found = _Found.of(asked)
         if any(append.is_in_doubt for append in appends):
             self._recognise_committed(curs, appends)
+            settle()
         _find_answers(appends, answers)
         _check_versions(appends, found.versions)
         accepted = [append for append in appends if append.outcome is None]
@@ -211,7 +212,8 @@ class Recorder(PostgresApplicationRecorder):
     def _select_answers(self, curs: Cursor[DictRow], keys: Sequence[IdempotencyKey]) -> Cursor[DictRow]:
         return curs.execute(
             """
-            SELECT i.* FROM unnest(%b::text[], %b::text[]) AS wanted (actor, key)
+            SELECT actor, key, i.fingerprint, i.status, i.headers, i.body
+            FROM unnest(%b::text[], %b::text[]) AS wanted (actor, key)
             JOIN event_store.idempotency i USING (actor, key)
             WHERE i.recorded_at > now() - %b::interval
             """,

@@ -202,6 +202,16 @@ def test_a_command_that_changes_nothing_keeps_its_answer_too(recorder: Recorder)
     assert isinstance(recorder.find_answer(IdempotencyKey("tester", "key", b"same")), Replay)
 
 
+def test_a_migration_may_add_a_column_to_the_answers_while_commands_are_recorded(
+    recorder: Recorder, database: str
+) -> None:
+    appended(recorder, keyed(an_append(VAL, REGISTERED), key="before"))
+    with psycopg.connect(database) as connection:
+        connection.execute("ALTER TABLE event_store.idempotency ADD COLUMN note text")
+    (outcome,) = appended(recorder, keyed(an_append(ODIN, REGISTERED), key="after"))
+    assert isinstance(outcome, Recording)
+
+
 def test_answers_are_forgotten_after_seven_days(recorder: Recorder, database: str) -> None:
     appended(
         recorder, keyed(an_append(VAL, REGISTERED), key="old"), keyed(an_append(ODIN, REGISTERED), key="new")
@@ -311,14 +321,14 @@ def test_the_command_role_only_inserts_and_reads(database: str, statement: str) 
             connection.execute(statement)
 
 
-@pytest.mark.parametrize("moment", ["decided", "between slices"])
+@pytest.mark.parametrize("moment", ["decided", "decided in doubt", "between slices"])
 def test_an_appender_that_is_stopped_under_the_lock_loses_it(
     recorder: Recorder, database: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody ends a session whose process has stopped but the server, which counts from when it is idle."""
     monkeypatch.setattr("infra.event_store.recorder.INSERT_SLICE", 2)
     stopped, go_on = threading.Event(), threading.Event()
-    stops_at = {"decided": 1, "between slices": 3}[moment]
+    stops_at = 3 if moment == "between slices" else 1
 
     class Stopping(PendingEvent):
         def state_at(self, occurred_at: datetime) -> bytes:
@@ -331,7 +341,8 @@ def test_an_appender_that_is_stopped_under_the_lock_loses_it(
     with ThreadPoolExecutor(1) as thread:
         with recorder.datastore.get_connection() as connection:
             connection.execute("SET idle_in_transaction_session_timeout = '200ms'")
-        appending = thread.submit(recorder.append, [Append(events)])
+        append = Append(events, is_in_doubt=moment == "decided in doubt")
+        appending = thread.submit(recorder.append, [append])
         assert stopped.wait(10)
         with psycopg.connect(database, autocommit=True) as other:
             other.execute("SET lock_timeout = '10s'")
