@@ -15,16 +15,16 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic_core import PydanticCustomError, from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from infra.problems import invalid
-
 BODY = "fpso.body"
 """In the scope of a request: its body, where the route takes one."""
+FAULTS_MAX = 100
+"""As many faults of one request are named."""
 
 _NOT_TAKEN = (
     "cookie_params",
@@ -153,7 +153,8 @@ class _Parameter:
             if given:
                 values[self._name] = self._adapter.validate_json(given)
             elif self._is_required:
-                raise invalid("", "a JSON body is required")
+                missing = PydanticCustomError("body_missing", "a JSON body is required")
+                raise ValidationError.from_exception_data(self._name, [{"type": missing, "input": None}])
         elif self._key is None:
             values[self._name] = self._adapter.validate_python(given)
         elif self._key in given:
@@ -164,7 +165,7 @@ class _Parameter:
         place = (self.kind,) if self.kind == "body" or self._key is None else (self.kind, self._key)
         return [
             {**fault, "loc": (*place, *fault["loc"])}
-            for fault in error.errors(include_url=False, include_input=False)
+            for fault in error.errors(include_url=False, include_input=False)[:FAULTS_MAX]
         ]
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 from fastapi import APIRouter, FastAPI, Path
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import Histogram
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,13 +26,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from events.values import Code
 from infra import logs, openapi
 from infra.problems import Fault, InvalidRequest, Problem, Slug, invalid, pointer_of, problem_answer
-from infra.routing import Route, Router
+from infra.routing import FAULTS_MAX, Route, Router
 from infra.settings import is_loopback
 
 log = logging.getLogger(__name__)
 
-FAULTS_MAX = 100
-"""As many faults of one request are named."""
 DRAIN_MAX_BYTES = 80 * 1024 * 1024
 """So much of a refused body is still read: an import at its limit, and some more."""
 DRAIN_SECONDS = 30.0
@@ -417,7 +415,9 @@ async def _answer_for_gateway(refusal: str, url: str = "") -> Response:
 
     Either API answers for both, because this is asked for when the other one cannot be reached.
     """
-    path = urlsplit(url).path
+    path = ""
+    with suppress(ValueError):  # where it cannot be split, as in ``http://[``
+        path = urlsplit(url).path
     problem: Problem
     match refusal:
         case "method-not-allowed":
@@ -503,12 +503,9 @@ PathCode = Annotated[
 
 PathOperationId = Annotated[
     str,
+    Field(max_length=64),
     AfterValidator(_identifier),
     BeforeValidator(_segment),
-    Path(
-        max_length=64,
-        description="The id of the operation.",
-        examples=["0f9a3c1e-5b6d-4c7e-8f90-a1b2c3d4e5f6"],
-    ),
+    Path(description="The id of the operation.", examples=["0f9a3c1e-5b6d-4c7e-8f90-a1b2c3d4e5f6"]),
 ]
 """The id of an operation, as a segment of a path."""

@@ -90,6 +90,7 @@ async def test_all_that_is_not_valid_is_named_at_once(client: httpx.AsyncClient)
     assert faults(answer) == {"/path/number", "/query/mode", "/name", "/parts/0", "/colour"}
     answer = await client.get("/things?limit=x&extra=1", headers={"X-Trace": "x"})
     assert faults(answer) == {"/query/limit", "/query/extra", "/header/X-Trace"}
+    assert faults(await client.put("/things/five?mode=old")) == {"/path/number", "/query/mode", ""}
 
 
 @pytest.mark.parametrize(

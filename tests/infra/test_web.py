@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from command_api.bodies import JsonRoute
-from infra import logs
+from infra import logs, web
 from infra.problems import Problem
 from infra.service import serve
 from infra.web import PathCode, PathOperationId, checked_query, decoded_path, new_api
@@ -249,7 +250,9 @@ async def test_percent_encoded_punctuation_is_part_of_the_code(client: httpx.Asy
 
 @pytest.mark.parametrize("id_", ["a%00b", "a%2Fb%C3%A9", "x" * 65, "%0D%0Ax"])
 async def test_a_bad_operation_id_is_named(client: httpx.AsyncClient, id_: str) -> None:
-    assert pointers(await client.get(f"/operations/{id_}")) == ["/path/id"]
+    answer = await client.get(f"/operations/{id_}")
+    assert pointers(answer) == ["/path/id"]
+    assert "character" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -299,9 +302,24 @@ async def test_a_body_that_is_not_json_is_refused(client: httpx.AsyncClient, bod
     assert pointers(answer) == [""]
 
 
-async def test_a_request_with_a_thousand_faults_is_answered_with_some(client: httpx.AsyncClient) -> None:
+async def test_a_request_with_a_thousand_faults_is_answered_with_some(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are not looked at: it would take long, and everybody else would wait."""
+    looked_at = Mock(wraps=web._pointer)
+    monkeypatch.setattr(web, "_pointer", looked_at)
     answer = await client.patch("/things/A", json={"codes": list(range(1000))})
-    assert len(pointers(answer)) == 100
+    assert len(pointers(answer)) == looked_at.call_count == 100
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"), [("method-not-allowed", 405), ("outcome-unknown", 503), ("unavailable", 503)]
+)
+async def test_what_the_gateway_asks_for_is_answered_whatever_its_url(
+    client: httpx.AsyncClient, refusal: str, status: int
+) -> None:
+    answer = await client.get(f"/gateway/{refusal}", params={"url": "http://["})
+    assert problem(answer) == (status, refusal)
 
 
 async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient) -> None:
