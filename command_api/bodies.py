@@ -25,7 +25,7 @@ def content_type_of(request: Request) -> str:
 def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
     """Refuse a body of another type, or one that is compressed."""
     given = request.headers.get("content-type", "")
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = request.headers.get("content-encoding", "identity").lower()
     if given in supported and encoding == "identity":
         return
     content_type = content_type_of(request)

@@ -136,7 +136,7 @@ class Dispatcher:
             outcome = "replayed" if is_replay else "accepted"
         except Overloaded as overload:
             outcome = "overloaded"
-            raise _overloaded(overload) from None
+            raise _overloaded(overload, is_keyed=self.headers.idempotency_key is not None) from None
         except (PersistenceError, TimeoutError) as error:
             # Recording has errors of its own; this was reading, before anything was to be recorded.
             log.warning("event store out of reach", extra={"cause": str(error).strip()})
@@ -232,9 +232,12 @@ class Dispatcher:
                 return None
 
 
-def _overloaded(overload: Overloaded) -> Problem:
+def _overloaded(overload: Overloaded, *, is_keyed: bool = False) -> Problem:
     headers = {"Retry-After": str(overload.retry_after_seconds)}
-    return Problem("overloaded", "The command was not carried out.", headers=headers)
+    detail = "The command was not carried out."
+    if is_keyed:
+        detail = "This request was not carried out; an earlier one with the same key may have been."
+    return Problem("overloaded", detail, headers=headers)
 
 
 def _key_reused(key: IdempotencyKey | None) -> Problem:

@@ -84,6 +84,11 @@ async def test_a_compressed_body_is_415(api: httpx.AsyncClient) -> None:
     )
 
 
+async def test_a_body_that_is_said_not_to_be_compressed_is_taken(api: httpx.AsyncClient) -> None:
+    headers = {**JSON, "content-encoding": "Identity"}
+    assert (await api.post("/v1/vessels", content=b'{"code": "A"}', headers=headers)).status_code == 201
+
+
 @pytest.mark.parametrize("path", ["/v1/vessels/VAL/decommission", "/v1/equipment/A/deactivate"])
 async def test_an_optional_body_has_a_content_type_too(api: httpx.AsyncClient, path: str) -> None:
     answer = await api.post(path, content=b"reason=x", headers={"content-type": "text/plain"})

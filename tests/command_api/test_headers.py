@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from eventsourcing.persistence import OperationalError, ProgrammingError
 
+from infra.event_store.group_commit import GroupCommit, Overloaded
 from infra.event_store.recorder import Recorder
 from tests.command_api.conftest import command_api, pointers, problem
 
@@ -257,6 +258,19 @@ async def test_a_preference_to_wait_ends_when_its_time_is_up(api: httpx.AsyncCli
 async def test_a_preference_that_is_not_understood_is_ignored(api: httpx.AsyncClient, prefer: str) -> None:
     answer = await api.post("/v1/vessels", json={"code": "VAL"}, headers={"Prefer": prefer})
     assert answer.status_code == 201
+
+
+async def test_a_refused_repetition_says_nothing_of_the_first(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(*_: Any) -> None:
+        raise Overloaded
+
+    monkeypatch.setattr(GroupCommit, "record", refuses)
+    for headers, says in [({}, "The command was not"), (KEY, "This request was not")]:
+        answer = await api.post("/v1/vessels", json={"code": "VAL"}, headers=headers)
+        assert problem(answer) == (503, "overloaded")
+        assert answer.json()["detail"].startswith(says)
 
 
 async def test_an_error_of_recording_is_not_one_of_reading(
