@@ -98,15 +98,20 @@ async def fetched(
         return await cursor.fetchall()
 
 
-async def _check(connection: AsyncConnection[Any]) -> None:
-    """Raise what psycopg raises where a pooled connection has ended.
+def speaks_unasked(connection: psycopg.Connection[Any] | AsyncConnection[Any]) -> bool:
+    """Whether a connection has something to say that it was not asked, as one that has ended does.
 
-    It would say so: unasked, a server speaks when it ends a session, and a lost connection can be read to its
-    end. One that is silent costs no round trip.
+    A server speaks when it ends a session, and a lost connection can be read to its end. So one that is
+    silent need not be asked whether it is there, which would cost a round trip.
     """
     unasked = select.poll()
     unasked.register(connection.fileno(), select.POLLIN)
-    if not unasked.poll(0):
+    return bool(unasked.poll(0))
+
+
+async def _check(connection: AsyncConnection[Any]) -> None:
+    """Raise what psycopg raises where a pooled connection has ended."""
+    if not speaks_unasked(connection):
         return
     with Limit.of(connection, CHECK_SECONDS):
         await AsyncConnectionPool.check_connection(connection)

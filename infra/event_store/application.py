@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from eventsourcing.application import Application
@@ -9,12 +10,12 @@ from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import EventStore, InfrastructureFactory, Mapper
 from eventsourcing.postgres import PostgresDatastore, PostgresFactory
 from eventsourcing.utils import Environment
-from psycopg import Connection
+from psycopg import Connection, OperationalError
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow
 
 from events.event import StreamEvent
-from infra.database import CONNECT_TIMEOUT
+from infra.database import CONNECT_TIMEOUT, speaks_unasked
 from infra.event_store.mapper import SNAPSHOT_TOPICS, EventMapper
 from infra.event_store.recorder import Recorder
 
@@ -54,6 +55,18 @@ class Datastore(PostgresDatastore):
             **conninfo_to_dict(url),
             "row_factory": self.pool.kwargs["row_factory"],
         }
+        # The library knows a check that costs a round trip, or none.
+        self.pool._check = self._check
+
+    def _check(self, connection: Connection[DictRow]) -> None:
+        """Raise what psycopg raises where a pooled connection has ended."""
+        if not speaks_unasked(connection):
+            return
+        try:
+            self.pool.check_connection(connection)
+        except OperationalError:
+            self.pool.check()  # the others may have ended with it, and only the next is asked for in time
+            raise
 
     def after_connect_func(self) -> Callable[[Connection[Any]], None]:
         """Give each session its time-outs. The server may be too old to know one of them; the rest hold."""
@@ -115,6 +128,16 @@ class FleetApplication(Application[str]):
 
     def __init__(self, database_url: str, pool_size: int) -> None:
         super().__init__({"FPSO_DATABASE_URL": database_url, "FPSO_POOL_SIZE": str(pool_size)})
+        self._database_url = database_url
+
+    @contextmanager
+    def appending(self) -> Iterator[Recorder]:
+        """A recorder with one connection that nobody else uses, so that its plans and caches stay warm."""
+        datastore = Datastore(self._database_url, pool_size=1)
+        try:
+            yield Recorder(datastore)
+        finally:
+            datastore.close()
 
     def construct_factory(self, env: Environment) -> InfrastructureFactory[Any]:
         """See the library."""

@@ -1,5 +1,9 @@
 """Loading aggregates: from events, from snapshots, and from snapshots that another fold made."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import psycopg
 import pytest
 from eventsourcing.application import AggregateNotFoundError
 from eventsourcing.persistence import StoredEvent
@@ -69,3 +73,26 @@ def test_many_streams_are_loaded_from_their_snapshots(application: FleetApplicat
 def test_many_streams_are_loaded_at_once(application: FleetApplication, vessel: Vessel) -> None:
     found = application.streams(["vessel/NONE", vessel.stream])
     assert {stream: len(events) for stream, events in found.items()} == {"vessel/VAL": 2}
+
+
+def test_connections_that_were_lost_are_replaced_before_they_are_used(
+    application: FleetApplication, vessel: Vessel, database: str
+) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        at_once = Barrier(4)
+
+        def use() -> None:
+            with application.recorder.datastore.get_connection():
+                at_once.wait(10)
+
+        for used in [threads.submit(use) for _ in range(4)]:
+            used.result()
+    assert application.recorder.datastore.pool.get_stats()["pool_available"] == 4
+    with psycopg.connect(database) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %s "
+            "AND datname = current_database()",
+            ["command_api"],
+        )
+    for _ in range(4):
+        assert len(application.streams([vessel.stream])[vessel.stream]) == vessel.version
