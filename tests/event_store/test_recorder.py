@@ -205,7 +205,8 @@ def test_a_command_that_changes_nothing_keeps_its_answer_too(recorder: Recorder)
 def test_a_migration_may_add_a_column_to_the_answers_while_commands_are_recorded(
     recorder: Recorder, database: str
 ) -> None:
-    appended(recorder, keyed(an_append(VAL, REGISTERED), key="before"))
+    for number in range(2):  # the second time it is prepared
+        appended(recorder, keyed(an_append(f"vessel/{number}", REGISTERED), key=str(number)))
     with psycopg.connect(database) as connection:
         connection.execute("ALTER TABLE event_store.idempotency ADD COLUMN note text")
     (outcome,) = appended(recorder, keyed(an_append(ODIN, REGISTERED), key="after"))
