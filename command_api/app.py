@@ -49,10 +49,11 @@ async def connected(app: FastAPI, settings: CommandSettings) -> AsyncIterator[Co
     with (
         ThreadPoolExecutor(settings.pool_size, "event store") as threads,
         ThreadPoolExecutor(imports.IMPORTS_MAX, "import") as import_threads,
-        FleetApplication(settings.database_url, settings.pool_size + 1) as application,
+        FleetApplication(settings.database_url, settings.pool_size) as application,
+        application.appending() as recorder,
     ):
         group_commit = GroupCommit(
-            application.recorder,
+            recorder,
             batch_max_events=settings.group_commit_max_events,
             queue_max_commands=settings.command_queue_max,
         )

@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import psycopg
 from prometheus_client import Gauge
@@ -46,19 +47,22 @@ class Projector:
 
     def __init__(self, settings: ProjectorSettings) -> None:
         self._settings = settings
-        self._store: Pool = reading_pool(settings.database_url, 5, "projector")
-        self._read_model: Pool = writing_pool(settings.read_model_url, 4)
+        self._store: Pool = reading_pool(settings.database_url, 3, "projector")
+        self._read_model: Pool = writing_pool(settings.read_model_url, 1)
+        # What works all the time has a connection of its own, whose plans and caches stay warm.
+        self._verifying: Pool = reading_pool(settings.database_url, 1, "projector")
+        self._writing: Sequence[Pool] = [writing_pool(settings.read_model_url, 1) for _ in range(2)]
         self._reader = Reader(self._store)
         self._epochs = Epochs(self._reader)
         self._progress = asyncio.Event()
         reads = SharedReads(self._reader)
         self.tables, self.event_log = (
             Subscription(projection, reads, self._epochs, self._progressed)
-            for projection in (Tables(self._read_model), EventLog(self._read_model))
+            for projection in (Tables(self._writing[0]), EventLog(self._writing[1]))
         )
         self.subscriptions: Sequence[Subscription] = (self.tables, self.event_log)
         self._deliveries = (
-            Deliveries(settings.amqp_url, settings, self.subscriptions, self._reader, self._epochs)
+            Deliveries(settings.amqp_url, settings, self.subscriptions, Reader(self._verifying), self._epochs)
             if settings.amqp_url
             else None
         )
@@ -91,7 +95,9 @@ class Projector:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Project until the process is to stop. What has not been committed by then is rolled back."""
-        async with self._store, self._read_model, asyncio.TaskGroup() as group:
+        async with AsyncExitStack() as pools, asyncio.TaskGroup() as group:
+            for pool in (self._store, self._read_model, self._verifying, *self._writing):
+                await pools.enter_async_context(pool)
             tasks = [
                 group.create_task(self._wake()),
                 group.create_task(self._observe()),

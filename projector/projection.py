@@ -138,13 +138,17 @@ class Projection(ABC):
         async with self._pool.connection() as connection:
             pipeline = connection.pipeline() if len(batch) <= A_FEW else nullcontext()
             try:
-                async with pipeline, connection.transaction():
+                async with pipeline:
+                    # psycopg's own transaction would wait for the server before BEGIN, COMMIT and after.
+                    await connection.execute("BEGIN")
                     await self._lock(connection, batch[0].previous_position)
                     yield connection
                     await self._move(connection, batch[-1])
+                    await connection.execute("COMMIT")
             finally:
-                if connection.info.transaction_status == TransactionStatus.INERROR:
-                    await connection.rollback()  # the commit was sent before what was refused was known
+                # Nothing was committed, or what was written was refused, which is known after the COMMIT.
+                if connection.info.transaction_status != TransactionStatus.IDLE and not connection.closed:
+                    await connection.rollback()
 
     async def _move(self, connection: AsyncConnection[Any], last: Event) -> None:
         await connection.execute(

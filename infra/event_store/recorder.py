@@ -126,17 +126,16 @@ class Recorder(PostgresApplicationRecorder):
         """
         with self.datastore.get_connection() as connection:
             try:
-                with (
-                    connection.pipeline() as pipeline,
-                    connection.transaction(),
-                    connection.cursor() as curs,
-                ):
+                with connection.pipeline() as pipeline, connection.cursor() as curs:
+                    # psycopg's own transaction would wait for the server before BEGIN, COMMIT and after.
+                    connection.execute("BEGIN")
                     # Whoever stops under the lock is to lose it soon. Without a Sync the server is not idle
                     # in transaction but waits for more, for as long as the whole transaction may take.
                     self._insert_stored_events(curs, (), appends=appends, settle=pipeline.sync)
+                    connection.execute("COMMIT")
             finally:
-                # The commit is sent along with what is inserted, so a refusal of that comes after it.
-                if connection.info.transaction_status == TransactionStatus.INERROR:
+                # Nothing was committed, or what was inserted was refused, which is known after the COMMIT.
+                if connection.info.transaction_status != TransactionStatus.IDLE and not connection.closed:
                     connection.rollback()
 
     def _insert_stored_events(
