@@ -46,6 +46,7 @@ from infra.broker import (
 from infra.database import Listener
 from infra.event_store.reader import STORE_CHANNEL, Reader, UnreadableEvent, reading_pool
 from infra.leadership import Leadership, LeadershipLost, leading, pause_after, stopped_in_time
+from infra.pace import Pace
 from infra.settings import PositiveInt, PositiveSeconds, load
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ STOPPED = Gauge(
 )
 
 
-GATHER_SECONDS = 0.02  # from one look at the store to the next
+LONGEST_PAUSE = 0.05  # seconds, between windows
 
 
 class RelaySettings(BrokerSettings):
@@ -229,12 +230,12 @@ class Relay:
 
     async def _follow(self, position: int) -> AsyncGenerator[list[Event], None]:
         """Everything after ``position``, until the process is to stop."""
-        began = 0.0
+        pace = Pace(LONGEST_PAUSE)
         while not self._stopping.is_set():
-            # A lone event goes out at once. Where many come one by one, a few together are far less work.
-            await asyncio.sleep(began + GATHER_SECONDS - time.monotonic())
-            began = time.monotonic()
+            await pace.pause()
             if events := await self._reader.after(position, self._settings.relay_window_events):
+                if len(events) < self._settings.relay_window_events:
+                    pace.took(len(events))
                 position = events[-1].position
                 yield events
             else:

@@ -5,7 +5,6 @@ owner of the databases, and end when they are done.
 """
 
 import asyncio
-import gc
 import logging
 import sys
 import time
@@ -23,7 +22,7 @@ from infra.settings import PositiveSeconds, load
 from projector.deliveries import Deliveries
 from projector.event_log import EventLog
 from projector.projection import Tables, writing_pool
-from projector.subscription import COLLECTED_OBJECTS, Epochs, SharedReads, Subscription
+from projector.subscription import Epochs, SharedReads, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +197,6 @@ async def _notify(pool: Pool, channel: str, checkpoint: int) -> None:
 
 async def main() -> None:
     """Run the projector until SIGTERM."""
-    gc.set_threshold(COLLECTED_OBJECTS)
     settings = load(ProjectorSettings)
     logs.configure("projector", settings.log_level)
     process = service.Service("projector", settings)

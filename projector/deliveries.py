@@ -9,7 +9,6 @@ consumer: the queue is bounded, and what falls out of it is fetched from the eve
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +31,13 @@ from infra.broker import (
     loss_of,
 )
 from infra.event_store.reader import Reader
+from infra.pace import Pace
 from projector.subscription import ERROR_PAUSE, Epochs, Subscription
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 4000  # deliveries that are out unacknowledged
-GATHER_SECONDS = 0.03  # from one batch to the next
+LONGEST_PAUSE = 0.05  # seconds, between batches of deliveries
 RECONNECT_PAUSE = 0.5  # seconds; doubled with every failure, up to
 RECONNECT_PAUSE_MAX = 5.0  # seconds
 UNSETTLED = 2**63 - 1  # no checkpoint gets there
@@ -165,15 +165,13 @@ class Deliveries:
 
     async def _verify(self) -> None:
         """Give the subscriptions what the event store holds too; a batch of whatever has come meanwhile."""
-        began = 0.0
+        pace = Pace(LONGEST_PAUSE)
         while True:
-            first = await self._claims.get()
-            # A lone event goes on at once. Where many come one by one, a few together are far less work.
-            await asyncio.sleep(began + GATHER_SECONDS - time.monotonic())
-            began = time.monotonic()
-            batch = [first]
+            batch = [await self._claims.get()]
+            await pace.pause()
             while not self._claims.empty():
                 batch.append(self._claims.get_nowait())
+            pace.took(len(batch))
             stored = await self._stored_at({claim.event.position for claim in batch})
             for claim in batch:
                 self._decide(claim, stored.get(claim.event.position))

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from infra.database import CONNECT_TIMEOUT, KEEPALIVE
 from infra.event_store.reader import UnreadableEvent
+from infra.service import COLLECTED_OBJECTS
 from projector.copies import StoreEnds
 from projector.projection import CheckpointMoved, Unprojectable
-from projector.subscription import COLLECTED_OBJECTS
 
 SESSION = "-c timezone=UTC -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 UNTOUCHED = "The live read model is untouched."

@@ -42,9 +42,6 @@ STOPPED_AT = Gauge(
     "The position of the event at which the projection has stopped; none while it has not",
     ["projection", "type", "cause"],
 )
-COLLECTED_OBJECTS = 50_000
-"""The collector looks at new objects when there are so many. Those of a batch refer to one another in no
-circle and go by themselves; by default it would look through them a hundred times."""
 CAUSE_CHARACTERS = 200  # of the label; the log has all of them
 
 

@@ -19,6 +19,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from psycopg_pool import PoolTimeout, TooManyRequests
 
 from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Outcome, Recorder, Recording
+from infra.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ RECORD_SECONDS = 30.0
 """How long a command waits for its outcome."""
 ALONE_SECONDS = 120.0
 """Likewise, for a whole import."""
+LONGEST_PAUSE = 0.02  # seconds, between batches
 RETRY_AFTER_MAX = 10  # seconds
 LOOK_SECONDS = 1.0
 """How often it is looked who has waited for too long."""
@@ -146,9 +148,13 @@ class GroupCommit:
                     self._gathered.set()
 
     async def _write(self, thread: ThreadPoolExecutor) -> None:
+        pace = Pace(LONGEST_PAUSE)
         while True:
             await self._gathered.wait()
+            if not self._closing:
+                await pace.pause()
             if batch := self._next_batch():
+                pace.took(len(batch))
                 self._recording = batch
                 await self._record_batch(batch, thread)
                 self._recording = ()

@@ -64,7 +64,7 @@ class LocalTraefik(Startable):
             "traefik",
             [_program(), f"--configFile={self._home / 'static.yml'}"],
             log=self.directory / "logs" / "traefik.log",
-            environment=environment_without("TRAEFIK_") | {"GOGC": GARBAGE_PERCENT},
+            environment=environment_without("TRAEFIK_") | {"GOGC": GARBAGE_PERCENT, "GOMAXPROCS": "1"},
         )
 
     @property
