@@ -4,6 +4,7 @@ Methods that change something, on /v1/…, go to the command APIs; everything el
 also answer what nobody serves. Every path passes: to refuse a code is the services' to do, with a problem.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from infra.local.process import (
 )
 from infra.traefik.routes import COMMANDS, EVERYTHING_ELSE, NOBODY, UNKNOWN, refusals
 
+# Half of the cores are the services': a gateway that looks for work on all of them takes a fifth more.
 GARBAGE_PERCENT = "400"
 """Garbage that it may have, of its live memory, which is small; else collecting is a third of its work."""
 START_SECONDS = 30.0
@@ -64,7 +66,8 @@ class LocalTraefik(Startable):
             "traefik",
             [_program(), f"--configFile={self._home / 'static.yml'}"],
             log=self.directory / "logs" / "traefik.log",
-            environment=environment_without("TRAEFIK_") | {"GOGC": GARBAGE_PERCENT, "GOMAXPROCS": "1"},
+            environment=environment_without("TRAEFIK_")
+            | {"GOGC": GARBAGE_PERCENT, "GOMAXPROCS": str(max(1, (os.cpu_count() or 1) // 2))},
         )
 
     @property
