@@ -352,3 +352,39 @@ def test_an_appender_that_is_stopped_under_the_lock_loses_it(
         with pytest.raises(PersistenceError):
             appending.result(10)
     assert recorder.select_events("vessel/STOPPED") == []
+
+
+def test_what_is_refused_burns_no_position(recorder: Recorder) -> None:
+    (first,) = appended(recorder, keyed(an_append(VAL, REGISTERED)))
+    replayed, refused, second = appended(
+        recorder,
+        keyed(an_append(VAL, REGISTERED)),
+        an_append(VAL, VesselRenamed(name="x"), after=7),
+        an_append(ODIN, REGISTERED),
+    )
+    assert isinstance(replayed, Replay)
+    assert isinstance(refused, Conflict)
+    assert isinstance(first, Recording)
+    assert isinstance(second, Recording)
+    assert second.position == first.position + 1
+
+
+def test_a_position_that_somebody_took_without_the_lock_is_not_used_twice(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the question and the insert."""
+    (first,) = appended(recorder, an_append(VAL, REGISTERED))
+    assert isinstance(first, Recording)
+
+    class Interrupted(PendingEvent):
+        def state_at(self, occurred_at: datetime) -> bytes:
+            with recorder.datastore.get_connection() as other:
+                other.execute("SELECT nextval('event_store.stored_events_notification_id_seq')")
+            return super().state_at(occurred_at)
+
+    event = an_append(ODIN, REGISTERED).events[0]
+    with pytest.raises(IntegrityError):
+        recorder.append([Append([Interrupted(*event)])])
+    (second,) = appended(recorder, an_append(ODIN, REGISTERED))
+    assert isinstance(second, Recording)
+    assert second.position == first.position + 3
