@@ -97,7 +97,7 @@ class Rush:
             self._began_at = now
             log.warning("commands refused", extra={"cause": "the queue is full"})
         self._refused_at = now
-        latest = min(RETRY_AFTER_MAX, 2 + 2 * int(now - self._began_at))
+        latest = min(RETRY_AFTER_MAX, 4 + 2 * int(now - self._began_at))
         return random.randint(latest // 2, latest)  # noqa: S311 - spreads load, guards nothing
 
 

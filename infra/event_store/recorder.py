@@ -6,6 +6,7 @@ it (which keys are taken, which versions are current, what time it is) stays tru
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
@@ -255,31 +256,33 @@ class Recorder(PostgresApplicationRecorder):
     ) -> None:
         occurred_at = found.next_time()
         events = [event for append in appends for event in append.events]
-        for start in range(0, len(events), INSERT_SLICE):
-            if start:
-                settle()
-            some = events[start : start + INSERT_SLICE]
-            # Arrays in binary take a tenth of the time of the library's one array of composites. Nobody else
-            # takes positions while we hold the lock; had somebody all the same, the null would be refused.
-            curs.execute(
-                """
-                INSERT INTO event_store.stored_events
-                    (originator_id, originator_version, topic, state, notification_id)
-                SELECT stream, version, type, state, CASE
-                    WHEN nextval('event_store.stored_events_notification_id_seq') = position THEN position
-                END
-                FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::bytea[], %b::bigint[])
-                    AS event (stream, version, type, state, position)
-                """,
-                [
-                    [event.stream for event in some],
-                    [event.version for event in some],
-                    [event.type for event in some],
-                    [event.state_at(occurred_at + i * _TICK) for i, event in enumerate(some, start)],
-                    [found.position + 1 + i for i, _ in enumerate(some, start)],
-                ],
-                prepare=True,
-            )
+        columns = _columns(events[:INSERT_SLICE], found.position, occurred_at)
+        with ThreadPoolExecutor(1, "next slice") as thread:
+            for start in range(INSERT_SLICE, len(events) + INSERT_SLICE, INSERT_SLICE):
+                some = events[start : start + INSERT_SLICE]
+                # Made while the server is waited for, which takes about as long.
+                if some:
+                    making = thread.submit(
+                        _columns, some, found.position + start, occurred_at + start * _TICK
+                    )
+                # Arrays in binary take a tenth of the time of the library's one array of composites. Nobody
+                # else takes positions while we hold the lock; had somebody, the null would be refused.
+                curs.execute(
+                    """
+                    INSERT INTO event_store.stored_events
+                        (originator_id, originator_version, topic, state, notification_id)
+                    SELECT stream, version, type, state, CASE
+                        WHEN nextval('event_store.stored_events_notification_id_seq') = position THEN position
+                    END
+                    FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::bytea[], %b::bigint[])
+                        AS event (stream, version, type, state, position)
+                    """,
+                    columns,
+                    prepare=True,
+                )
+                if some:
+                    settle()
+                    columns = making.result()
         self._notify_channel(curs)
         last = -1
         for append in appends:
@@ -416,6 +419,17 @@ class _Found:
         if self.last is None:
             return self.now
         return max(self.now, datetime.fromisoformat(from_json(self.last)["occurred_at"]) + _TICK)
+
+
+def _columns(events: Sequence[PendingEvent], position: int, occurred_at: datetime) -> list[list[Any]]:
+    """What is inserted of ``events``, which come after ``position`` and happen from ``occurred_at`` on."""
+    return [
+        [event.stream for event in events],
+        [event.version for event in events],
+        [event.type for event in events],
+        [event.state_at(occurred_at + i * _TICK) for i, event in enumerate(events)],
+        [position + i for i, _ in enumerate(events, 1)],
+    ]
 
 
 def _relied_on(append: Append, batch: Sequence[Append]) -> Mapping[str, int]:
