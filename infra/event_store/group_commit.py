@@ -28,7 +28,7 @@ RECORD_SECONDS = 30.0
 ALONE_SECONDS = 120.0
 """Likewise, for a whole import."""
 LONGEST_PAUSE = 0.02  # seconds, between batches
-RETRY_AFTER_MAX = 10  # seconds
+RETRY_AFTER_MAX = 30  # seconds
 LOOK_SECONDS = 1.0
 """How often it is looked who has waited for too long."""
 RETRY_SECONDS = 10.0
@@ -97,7 +97,7 @@ class Rush:
             self._began_at = now
             log.warning("commands refused", extra={"cause": "the queue is full"})
         self._refused_at = now
-        latest = min(RETRY_AFTER_MAX, 4 + 2 * int(now - self._began_at))
+        latest = min(RETRY_AFTER_MAX, 4 + 4 * int(now - self._began_at))
         return random.randint(latest // 2, latest)  # noqa: S311 - spreads load, guards nothing
 
 
