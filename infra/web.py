@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from events.values import Code
 from infra import logs, openapi
+from infra.access.caller import ANYBODY, CALLER
 from infra.problems import Fault, InvalidRequest, Problem, Slug, invalid, pointer_of, problem_answer
 from infra.routing import FAULTS_MAX, Route, Router
 from infra.settings import is_loopback
@@ -166,6 +167,7 @@ class Edge:
             incoming.check()
             if self.is_open:
                 incoming.check_origin(method)
+                scope[CALLER] = ANYBODY
             if self.admit is not None and method in COMMAND_METHODS:
                 self.admit()
             _decode(scope)

@@ -1,0 +1,78 @@
+"""Who a request comes from, and what they may: roles, and the vessels that a grant is limited to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from starlette.types import Scope
+
+from events.event import AuthType
+from infra.problems import Problem
+
+Role = Literal["viewer", "operator", "auditor", "admin"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_INCLUDED: Mapping[Role, frozenset[Role]] = {
+    "viewer": frozenset({"viewer"}),
+    "operator": frozenset({"viewer", "operator"}),
+    "auditor": frozenset({"viewer", "auditor"}),
+    "admin": frozenset(ROLES),
+}
+
+CALLER = "fpso.caller"
+"""In the scope of a request that was let in: its `Caller`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who a request comes from."""
+
+    actor: str
+    auth_type: AuthType
+    roles: frozenset[Role]
+    """Those that were granted, and those that they include."""
+    vessels: frozenset[str] | None
+    """The codes of the vessels that the grant is limited to; None for the whole fleet."""
+
+    @classmethod
+    def granted(
+        cls, actor: str, auth_type: AuthType, roles: frozenset[Role], vessels: frozenset[str] | None
+    ) -> "Caller":
+        """A caller to whom ``roles`` were granted, with all that they include."""
+        included = frozenset[Role]().union(*(_INCLUDED[role] for role in roles))
+        return cls(actor, auth_type, included, vessels)
+
+    @property
+    def scope(self) -> list[str] | None:
+        """The vessels as a parameter of a statement: null for all."""
+        return None if self.vessels is None else sorted(self.vessels)
+
+    def may_see(self, vessel_code: str | None) -> bool:
+        """Whether a vessel, or what is on it, is within the grant; ``None``, what is nowhere, never is."""
+        return self.vessels is None or vessel_code in self.vessels
+
+    def require(self, role: Role) -> None:
+        """Refuse whoever has not ``role``."""
+        if role not in self.roles:
+            raise Problem("forbidden", f"This takes the role {role}.", role=role)
+
+    def require_vessel(self, vessel_code: str | None) -> None:
+        """Refuse what is outside the vessels of the grant, whether it exists or not."""
+        if not self.may_see(vessel_code):
+            raise outside_scope()
+
+
+ANYBODY = Caller("anonymous", "unauthenticated", frozenset(ROLES), None)
+"""Whoever asks while access control is off."""
+
+
+def outside_scope() -> Problem:
+    """What was asked for is not on the caller's vessels. Whether it exists at all is not said."""
+    return Problem("forbidden", "The grant is limited to vessels, and this is on none of them.")
+
+
+def caller_of(scope: Scope) -> Caller:
+    """The caller of a request that was let in."""
+    caller: Caller = scope[CALLER]
+    return caller
