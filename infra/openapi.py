@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_fields_from_routes, get_openapi
 from pydantic import TypeAdapter
 
+from infra.access.caller import Role
 from infra.problems import CATALOGUE, MEDIA_TYPE, Slug
 
 MERGED = Path(__file__).parent.parent / "query_api" / "static" / "openapi.json"
@@ -41,6 +42,15 @@ GATEWAY = (
     "percent-encoding (`%zz`) with 400, headers of more than 64 KiB with 431; where neither API can be "
     "reached, 502 to 504."
 )
+
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "With access control (`FPSO_AUTH=on`) every operation takes an API key or a token of the "
+    "OpenID Connect issuer, with the role that it names: `operator` and `auditor` include `viewer`, `admin` "
+    "includes all. A grant may be limited to vessels. Without access control nothing is needed.",
+}
+"""How callers say who they are."""
 
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 
@@ -140,6 +150,10 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "Retry-After": ("Seconds to wait before repeating.", {"type": "integer", "minimum": 1, "examples": [1]}),
     "Vary": ("What else the answer depends on.", {"type": "string", "examples": ["Accept"]}),
+    "WWW-Authenticate": (
+        "`Bearer`, with `error` where a credential was given that is not valid (RFC 6750).",
+        {"type": "string", "examples": ["Bearer", 'Bearer error="invalid_token"']},
+    ),
     "X-Accel-Buffering": ("A proxy passes the stream on as it comes.", {"type": "string", "const": "no"}),
     "X-Correlation-ID": ("As sent, or as made for this request.", {"type": "string", "maxLength": 128}),
     **{
@@ -155,6 +169,7 @@ _PROBLEM_HEADERS: Mapping[Slug, tuple[str, ...]] = {
     "outcome-unknown": ("Retry-After",),
     "overloaded": ("Retry-After",),
     "read-model-behind": ("Event-Position", "Retry-After"),
+    "unauthenticated": ("WWW-Authenticate",),
     "unavailable": ("Retry-After",),
     "unsupported-media-type": ("Accept", "Accept-Patch"),
     "version-mismatch": ("ETag",),
@@ -204,6 +219,11 @@ def response_headers(*names: str) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{_declared(name, RESPONSE_HEADERS)}"} for name in names}
 
 
+def requires(role: Role) -> dict[str, Any]:
+    """Of FastAPI's ``openapi_extra``: the role that a route takes, in OpenAPI's own words."""
+    return {"security": [{"bearer": [role]}]}
+
+
 def _declared(name: str, declared: Mapping[str, Any]) -> str:
     if name not in declared:
         raise KeyError(f"the header {name} is not declared in infra/openapi.py")
@@ -251,6 +271,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     )
     components = described.setdefault("components", {})
     components.setdefault("schemas", {})["Problem"] = PROBLEM_SCHEMA
+    components["securitySchemes"] = {"bearer": BEARER}
     components["examples"] = {
         slug: {"summary": kind.title, "value": _example(slug)} for slug, kind in CATALOGUE.items()
     }
@@ -303,7 +324,7 @@ def _complete(operation: dict[str, Any]) -> None:
                 parameter["schema"].pop("description", None)
     [correlation_id] = request_headers("X-Correlation-ID")
     operation["parameters"] = [*(one for one in parameters if one != correlation_id), correlation_id]
-    for status, response in problem_responses("forbidden", "internal-error").items():
+    for status, response in problem_responses("unauthenticated", "forbidden", "internal-error").items():
         operation["responses"].setdefault(str(status), response)
     for response in operation["responses"].values():
         names = {*response.get("headers", {}), *_EVERY_ANSWER}

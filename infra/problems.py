@@ -29,6 +29,7 @@ Slug = Literal[
     "overloaded",
     "position-not-found",
     "read-model-behind",
+    "unauthenticated",
     "unavailable",
     "unsupported-media-type",
     "version-mismatch",
@@ -75,6 +76,8 @@ CATALOGUE: Mapping[Slug, Kind] = {
     "forbidden": Kind(
         403,
         "The request is not allowed",
+        "With access control the caller has not the role that this takes (`role` names it), or a grant that "
+        "is limited to vessels, and what was asked for is on none of them. Whether it exists is not said. "
         "Without access control the API answers this machine only: the Host must be localhost or a loopback "
         "address, and commands must not come from the page of another site (Origin, Sec-Fetch-Site).",
     ),
@@ -152,11 +155,17 @@ CATALOGUE: Mapping[Slug, Kind] = {
         "It had not reached the position, or passed the moment, that was asked for when the time to wait ran "
         "out. The event itself is safe. Repeat after the seconds that Retry-After names.",
     ),
+    "unauthenticated": Kind(
+        401,
+        "Who asks is not known",
+        "Every request but the documentation's takes `Authorization: Bearer` with an API key that is not "
+        "revoked or a valid token of the OpenID Connect issuer. Nothing was done.",
+    ),
     "unavailable": Kind(
         503,
         "The service cannot answer at the moment",
-        "The read model's database does not answer, or has as much to do as it can. Repeat after the seconds "
-        "that Retry-After names.",
+        "A database that is needed for the answer, or the issuer that vouches for a token, does not answer "
+        "or has as much to do as it can. Repeat after the seconds that Retry-After names.",
     ),
     "unsupported-media-type": Kind(
         415,

@@ -8,7 +8,7 @@ application pays for on every request whether it uses them or not (ADR 15).
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import iscoroutinefunction
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 from urllib.parse import parse_qsl
 
 from fastapi.dependencies.models import Dependant
@@ -20,6 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
+
+from infra.access.caller import ROLES, Role, caller_of
 
 BODY = "fpso.body"
 """In the scope of a request: its body, where the route takes one."""
@@ -37,7 +39,10 @@ _NOT_TAKEN = (
 
 
 class Route(APIRoute):
-    """One route: what it takes is validated, all of it, before its endpoint is called."""
+    """One route: what it takes is validated, all of it, before its endpoint is called.
+
+    It says in OpenAPI's own words (``security``) which role it takes; one that does not is not made.
+    """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **documented: Any) -> None:
         # The names of generated clients' methods; `infra.openapi` refuses two alike.
@@ -45,10 +50,14 @@ class Route(APIRoute):
         super().__init__(path, endpoint, **documented)
         self.taken = frozenset(self.methods or ())
         """The methods that it answers."""
+        self.role = _role_of(self)
+        """The role that it takes; None where anybody may ask."""
         self._arguments = _Arguments(self.dependant)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that is this route's. Raises what the endpoint raises, and what is not valid."""
+        if self.role is not None:
+            caller_of(scope).require(self.role)
         request = Request(scope, receive)
         scope[BODY] = body = await self.body_of(request)
         response = await self.endpoint(**await self._arguments.of(request, body))
@@ -57,6 +66,23 @@ class Route(APIRoute):
     async def body_of(self, request: Request) -> bytes:  # noqa: ARG002 - for routes that take one
         """The body of ``request``, as far as this kind of route reads it before its endpoint does."""
         return b""
+
+
+class OpenRoute(Route):
+    """A route of documentation: anybody may ask it."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **documented: Any) -> None:
+        super().__init__(path, endpoint, **{**documented, "openapi_extra": {"security": []}})
+
+
+def _role_of(route: APIRoute) -> Role | None:
+    match (route.openapi_extra or {}).get("security"):
+        case []:
+            return None
+        case [{"bearer": [role]}] if role in ROLES:
+            return cast("Role", role)
+        case declared:
+            raise AssertionError(f"{route.path} takes no role: {declared}")
 
 
 class Router:

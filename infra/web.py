@@ -27,7 +27,7 @@ from events.values import Code
 from infra import logs, openapi
 from infra.access.caller import ANYBODY, CALLER
 from infra.problems import Fault, InvalidRequest, Problem, Slug, invalid, pointer_of, problem_answer
-from infra.routing import FAULTS_MAX, Route, Router
+from infra.routing import FAULTS_MAX, OpenRoute, Router
 from infra.settings import is_loopback
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def new_api(
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.router.routes.append(Route("/gateway/{refusal}", _answer_for_gateway, include_in_schema=False))
+    app.router.routes.append(OpenRoute("/gateway/{refusal}", _answer_for_gateway, include_in_schema=False))
     return app
 
 

@@ -35,7 +35,7 @@ from infra.audit.tree import (
     tiles_of_inclusion,
 )
 from infra.database import CONNECT_TIMEOUT, Limit, pool_of
-from infra.openapi import problem_responses, response_headers
+from infra.openapi import problem_responses, requires, response_headers
 from infra.problems import Problem, Slug, invalid
 from infra.routing import Route
 from query_api.event_log import event_of
@@ -324,6 +324,7 @@ def _described_text(description: str, example: str, *problems: Slug) -> dict[str
     content = {"text/plain": {"schema": {"type": "string"}, "example": example}}
     return {
         "response_class": PlainTextResponse,
+        "openapi_extra": requires("auditor"),
         "responses": {200: {"description": description, "content": content}, **_problems(*problems)},
     }
 
@@ -388,6 +389,7 @@ def _checkpoint_not_found(tree_size: int | None) -> Problem:
 @router.get(
     "/inclusion",
     response_model=Inclusion,
+    openapi_extra=requires("auditor"),
     responses={
         200: {"headers": response_headers("Event-Position")},
         **_problems("checkpoint-not-found", "position-not-found", "not-sealed-yet", "read-model-behind"),
@@ -435,6 +437,7 @@ async def prove_inclusion(
 @router.get(
     "/consistency",
     response_model=Consistency,
+    openapi_extra=requires("auditor"),
     responses=_problems(),
 )
 async def prove_consistency(which: Annotated[WhichTrees, Query()], audit_log: InAuditLog) -> Response:
@@ -517,6 +520,7 @@ def _base64(data: bytes) -> str:
 @router.get(
     "/tile/{level}/{number:path}",
     response_class=Response,
+    openapi_extra=requires("auditor"),
     responses={
         200: {
             "description": "Hashes of 32 bytes, one after the other. A full tile may be kept for ever.",

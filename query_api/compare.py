@@ -108,7 +108,7 @@ COMPARISON: LiteralString = """
 """
 
 
-@router.get("/{code}/compare", **described_value(Comparison, "vessel-not-found"))
+@router.get("/{code}/compare", **described_value(Comparison, "vessel-not-found", role="auditor"))
 async def compare_vessel(
     code: PathCode, moments: Annotated[Moments, Query()], read_model: InReadModel
 ) -> Response:

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, create_model
 from starlette.responses import Response
 
-from infra.openapi import problem_responses, request_headers, response_headers
+from infra.access.caller import Role
+from infra.openapi import problem_responses, request_headers, requires, response_headers
 from infra.problems import Slug
 
 _CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
@@ -22,11 +23,11 @@ data: {"specversion":"1.0","id":"equipment/23-KA-9101/2","type":"fpso.equipment.
 _EVERY_READ: tuple[Slug, ...] = ("invalid-request", "read-model-behind", "unavailable")
 
 
-def described_single(model: type[BaseModel], missing: Slug) -> dict[str, Any]:
+def described_single(model: type[BaseModel], missing: Slug, *, role: Role) -> dict[str, Any]:
     """Of a route that answers one resource, or the problem ``missing``."""
     return {
         "response_model": model,
-        "openapi_extra": {"parameters": request_headers("If-None-Match")},
+        "openapi_extra": {"parameters": request_headers("If-None-Match"), **requires(role)},
         "responses": {
             200: {"headers": response_headers("ETag", "Event-Position")},
             304: {
@@ -38,7 +39,7 @@ def described_single(model: type[BaseModel], missing: Slug) -> dict[str, Any]:
     }
 
 
-def described_list(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
+def described_list(model: type[BaseModel], *problems: Slug, role: Role) -> dict[str, Any]:
     """Of a route that answers a list of ``model``, page by page or as a download."""
     page = create_model(
         f"{model.__name__}Page",
@@ -51,7 +52,7 @@ def described_list(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
     )
     return {
         "response_model": page,
-        "openapi_extra": {"parameters": request_headers("Accept")},
+        "openapi_extra": {"parameters": request_headers("Accept"), **requires(role)},
         "responses": {
             200: {
                 "description": "A page in JSON; as CSV or NDJSON the whole list, streamed, unless `limit` or "
@@ -88,10 +89,11 @@ def _examples(model: type[BaseModel]) -> list[Any]:
     return examples
 
 
-def described_value(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
+def described_value(model: type[BaseModel], *problems: Slug, role: Role) -> dict[str, Any]:
     """Of a route that answers something that has no version of its own."""
     return {
         "response_model": model,
+        "openapi_extra": requires(role),
         "responses": {
             200: {"headers": response_headers("Event-Position")},
             **_problems(*problems),
@@ -99,10 +101,11 @@ def described_value(model: type[BaseModel], *problems: Slug) -> dict[str, Any]:
     }
 
 
-def described_stream() -> dict[str, Any]:
+def described_stream(*, role: Role) -> dict[str, Any]:
     """Of the route that answers Server-Sent Events."""
     return {
         "response_class": Response,
+        "openapi_extra": requires(role),
         "responses": {
             200: {
                 "description": "A stream without end. Each event is a block: `id` is its position, `event` "

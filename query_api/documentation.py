@@ -17,10 +17,10 @@ from starlette.staticfiles import StaticFiles
 from events.schemas import RELEASED
 from infra.openapi import MERGED
 from infra.problems import CATALOGUE, Kind, Problem, Slug
-from infra.routing import Route
+from infra.routing import OpenRoute
 from query_api.formats import is_among, preferred
 
-router = APIRouter(include_in_schema=False, route_class=Route)
+router = APIRouter(include_in_schema=False, route_class=OpenRoute)
 
 STATIC = Path(__file__).parent / "static"
 ASSETS_PATH = "/docs/assets"

@@ -274,7 +274,7 @@ OF_VESSEL_THEN = Listing(
 # --- Routes -----------------------------------------------------------------------------------------------
 
 
-@router.get("/equipment", **described_list(Equipment, "not-found"))
+@router.get("/equipment", **described_list(Equipment, "not-found", role="viewer"))
 async def list_equipment(
     filters: Annotated[EquipmentFilters, Query()], request: Request, read_model: InReadModel
 ) -> Response:
@@ -287,7 +287,7 @@ async def list_equipment(
     return await answer_list(request, read_model, listing, filters)
 
 
-@router.get("/equipment/{code}", **described_single(Equipment, "equipment-not-found"))
+@router.get("/equipment/{code}", **described_single(Equipment, "equipment-not-found", role="viewer"))
 async def get_equipment(
     code: PathCode, past: Annotated[Past, Query()], request: Request, read_model: InReadModel
 ) -> Response:
@@ -339,7 +339,7 @@ def equipment_not_found(code: str, checkpoint: int, **moment: Any) -> Problem:
     )
 
 
-@router.get("/vessels/{code}/equipment", **described_list(Equipment, "vessel-not-found"))
+@router.get("/vessels/{code}/equipment", **described_list(Equipment, "vessel-not-found", role="viewer"))
 async def list_equipment_of_vessel(
     code: PathCode,
     filters: Annotated[VesselEquipmentFilters, Query()],

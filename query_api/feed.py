@@ -330,7 +330,7 @@ def _abort_of(scope: Scope) -> Callable[[], None]:
 # --- Routes -----------------------------------------------------------------------------------------------
 
 
-@router.get("", **described_value(EventPage))
+@router.get("", **described_value(EventPage, role="auditor"))
 async def list_events(polling: Annotated[Polling, Query()], request: Request, feed: InFeed) -> Response:
     """Every event by position, or a selection; waits for the next where there is none.
 
@@ -357,7 +357,7 @@ async def list_events(polling: Annotated[Polling, Query()], request: Request, fe
     return Response(content, headers={"Event-Position": str(page.checkpoint)}, media_type="application/json")
 
 
-@router.get("/stream", **described_stream())
+@router.get("/stream", **described_stream(role="auditor"))
 async def stream_events(
     streaming: Annotated[Streaming, Query()],
     feed: InFeed,

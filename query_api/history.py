@@ -315,7 +315,9 @@ OF_VESSEL_AND_EQUIPMENT = Listing(
 
 
 @router.get(
-    "/equipment/{code}/history", tags=["equipment"], **described_list(HistoryItem, "equipment-not-found")
+    "/equipment/{code}/history",
+    tags=["equipment"],
+    **described_list(HistoryItem, "equipment-not-found", role="auditor"),
 )
 async def list_equipment_history(
     code: PathCode, page: Annotated[Page, Query()], request: Request, read_model: InReadModel
@@ -326,7 +328,11 @@ async def list_equipment_history(
     )
 
 
-@router.get("/vessels/{code}/history", tags=["vessels"], **described_list(HistoryItem, "vessel-not-found"))
+@router.get(
+    "/vessels/{code}/history",
+    tags=["vessels"],
+    **described_list(HistoryItem, "vessel-not-found", role="auditor"),
+)
 async def list_vessel_history(
     code: PathCode,
     filters: Annotated[VesselHistoryFilters, Query()],

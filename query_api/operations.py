@@ -206,7 +206,7 @@ COSTS: LiteralString = """
 """
 
 
-@router.get("/operations", **described_list(Operation))
+@router.get("/operations", **described_list(Operation, role="viewer"))
 async def list_operations(
     filters: Annotated[OperationFilters, Query()], request: Request, read_model: InReadModel
 ) -> Response:
@@ -215,7 +215,7 @@ async def list_operations(
     return await answer_list(request, read_model, OPERATIONS, filters)
 
 
-@router.get("/operations/{id}", **described_single(Operation, "operation-not-found"))
+@router.get("/operations/{id}", **described_single(Operation, "operation-not-found", role="viewer"))
 async def get_operation(
     id: PathOperationId,  # noqa: A002 - the name in the path is the resource's
     reading: Annotated[Reading, Query()],
@@ -234,7 +234,7 @@ async def get_operation(
     return resource(request, operation, f'"{version}"', checkpoint)
 
 
-@router.get("/vessels/{code}/operation-costs", **described_value(Costs, "vessel-not-found"))
+@router.get("/vessels/{code}/operation-costs", **described_value(Costs, "vessel-not-found", role="viewer"))
 async def get_operation_costs(
     code: PathCode, filters: Annotated[CostFilters, Query()], read_model: InReadModel
 ) -> Response:

@@ -133,7 +133,7 @@ EPOCHS: LiteralString = """
 """
 
 
-@router.get("/projection", **described_value(Projection))
+@router.get("/projection", **described_value(Projection, role="viewer"))
 async def get_projection(reading: Annotated[Reading, Query()], read_model: InReadModel) -> Response:
     """How far the read model has got, and how far behind the event store that is."""
     row = await read_model.row(PROJECTION, {"silent_seconds": SILENT_SECONDS}, reading.min_position)
@@ -171,7 +171,7 @@ def _state(is_stopped: bool, lag_seconds: float) -> Literal["following", "catchi
     return "following" if lag_seconds <= FOLLOWING_SECONDS else "catching-up"
 
 
-@router.get("/epochs", **described_value(Epochs))
+@router.get("/epochs", **described_value(Epochs, role="viewer"))
 async def list_epochs(reading: Annotated[Reading, Query()], read_model: InReadModel) -> Response:
     """The epochs of the event store. Order is (epoch, position)."""
     rows = await read_model.rows(EPOCHS, {}, reading.min_position)

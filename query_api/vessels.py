@@ -180,7 +180,7 @@ VESSELS = Listing(
 )
 
 
-@router.get("", **described_list(Vessel))
+@router.get("", **described_list(Vessel, role="viewer"))
 async def list_vessels(
     filters: Annotated[VesselFilters, Query()], request: Request, read_model: InReadModel
 ) -> Response:
@@ -188,7 +188,7 @@ async def list_vessels(
     return await answer_list(request, read_model, VESSELS, filters)
 
 
-@router.get("/{code}", **described_single(Vessel, "vessel-not-found"))
+@router.get("/{code}", **described_single(Vessel, "vessel-not-found", role="viewer"))
 async def get_vessel(
     code: PathCode, past: Annotated[Past, Query()], request: Request, read_model: InReadModel
 ) -> Response:

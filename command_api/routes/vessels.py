@@ -51,7 +51,7 @@ def reason_of(body: ReasonBody | None) -> str | None:
     return None if body is None else body.reason
 
 
-@router.post("", **creates(VesselResource, "vessel-already-registered"))
+@router.post("", **creates(VesselResource, "vessel-already-registered", role="admin"))
 async def register_vessel(body: RegisterVesselBody, dispatcher: CreationDispatcher) -> Response:
     """Register a vessel."""
     return await dispatcher.execute(RegisterVessel(body.code, body.name, body.reason), vessel_answer(201))
@@ -64,7 +64,7 @@ async def rename_vessel(code: PathCode, body: RenameVesselBody, dispatcher: Requ
     return await dispatcher.execute(command, vessel_answer(200))
 
 
-@router.post("/{code}/decommission", **changes(VesselResource, "vessel-not-found"))
+@router.post("/{code}/decommission", **changes(VesselResource, "vessel-not-found", role="admin"))
 async def decommission_vessel(
     code: PathCode, dispatcher: RequestDispatcher, body: OptionalReason = None
 ) -> Response:
@@ -72,7 +72,7 @@ async def decommission_vessel(
     return await dispatcher.execute(DecommissionVessel(code, reason_of(body)), vessel_answer(200))
 
 
-@router.post("/{code}/recommission", **changes(VesselResource, "vessel-not-found"))
+@router.post("/{code}/recommission", **changes(VesselResource, "vessel-not-found", role="admin"))
 async def recommission_vessel(
     code: PathCode, dispatcher: RequestDispatcher, body: OptionalReason = None
 ) -> Response:

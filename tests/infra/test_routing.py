@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from command_api.bodies import JsonRoute
-from infra.routing import Route
+from infra.openapi import requires
+from infra.routing import OpenRoute, Route
 from infra.web import new_api
 
 
@@ -33,17 +34,18 @@ async def _caller(request: Request) -> str:
     return request.headers.get("x-caller", "nobody")
 
 
+TAKES = requires("viewer")
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.get("/things")
+@router.get("/things", openapi_extra=TAKES)
 async def list_things(
     filters: Annotated[Filters, Query()], x_trace: Annotated[int | None, Header()] = None
 ) -> Response:
     return JSONResponse({"limit": filters.limit, "since": filters.since, "trace": x_trace})
 
 
-@router.put("/things/{number}")
+@router.put("/things/{number}", openapi_extra=TAKES)
 async def put_thing(
     number: int,
     body: Thing,
@@ -53,7 +55,7 @@ async def put_thing(
     return JSONResponse({"number": number, "name": body.name, "caller": caller, "mode": mode})
 
 
-@router.post("/things/{number}/touch")
+@router.post("/things/{number}/touch", openapi_extra=TAKES)
 async def touch_thing(number: int, request: Request, body: Thing | None = None) -> Response:
     return JSONResponse({"number": number, "body": body is not None, "path": request.url.path})
 
@@ -150,4 +152,16 @@ def is_threaded() -> Response:
 )
 def test_what_a_route_does_not_give_is_refused_when_it_is_made(endpoint: Callable[..., Any]) -> None:
     with pytest.raises(AssertionError):
-        Route("/things", endpoint)
+        Route("/things", endpoint, openapi_extra=TAKES)
+
+
+async def takes_nothing() -> Response:
+    return Response()
+
+
+@pytest.mark.parametrize("declared", [None, {}, {"security": [{}]}, {"security": [{"bearer": ["owner"]}]}])
+def test_a_route_says_which_role_it_takes(declared: dict[str, Any] | None) -> None:
+    assert Route("/things", takes_nothing, openapi_extra=TAKES).role == "viewer"
+    assert OpenRoute("/things", takes_nothing).role is None
+    with pytest.raises(AssertionError, match="takes no role"):
+        Route("/things", takes_nothing, openapi_extra=declared)
