@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 ROLES = ("fpso_command", "fpso_relay", "fpso_projector", "fpso_query", "fpso_delivery")
 """Each service's own role; what it may do is granted by the migrations."""
+READ_MODEL_ROLES = ("fpso_projector", "fpso_query")
+"""Those that enter the read model's database, where it has one."""
 
 # Roles belong to the whole server, so whoever migrates any database of it takes the same lock.
 MIGRATION_LOCK_KEY = 0x4650534F  # "FPSO"
@@ -42,7 +45,7 @@ def grant_read_model() -> None:
             'GRANT USAGE ON SCHEMA %1$I TO fpso_projector, fpso_query;
             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %1$I TO fpso_projector;
             GRANT SELECT ON ALL TABLES IN SCHEMA %1$I TO fpso_query;
-            REVOKE INSERT, UPDATE, DELETE ON %1$I.alembic_version FROM fpso_projector;',
+            REVOKE ALL ON %1$I.alembic_version FROM fpso_projector, fpso_query;',
             current_schema
         ); END $$
         """
@@ -59,6 +62,7 @@ def _upgrade(url: str, history: str, schema: str, passwords: dict[str, str]) -> 
         config.attributes["url"] = url
         config.attributes["schema"] = schema
         command.upgrade(config, "head")
+        _close_to_everybody(connection, schema, ROLES if history == "event_store" else READ_MODEL_ROLES)
     log.info("migrated", extra={"schema": schema})
 
 
@@ -76,6 +80,24 @@ def _ensure_roles(connection: psycopg.Connection, passwords: dict[str, str]) -> 
             connection.execute(
                 sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(password))
             )
+
+
+def _close_to_everybody(connection: psycopg.Connection, schema: str, roles: Iterable[str]) -> None:
+    """Take back what PostgreSQL lets everybody do in a new database; ``roles`` may still enter it."""
+    connection.execute(
+        sql.SQL(
+            """
+            REVOKE ALL ON DATABASE {database} FROM PUBLIC;
+            GRANT CONNECT ON DATABASE {database} TO {roles};
+            REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+            REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC
+            """
+        ).format(
+            database=sql.Identifier(connection.info.dbname),
+            roles=sql.SQL(", ").join(map(sql.Identifier, roles)),
+            schema=sql.Identifier(schema),
+        )
+    )
 
 
 def run_environment() -> None:

@@ -1,0 +1,1 @@
+"""Who may do what: at the databases, at the broker, in the containers, at the edge."""
