@@ -10,7 +10,7 @@ from eventsourcing.persistence import PersistenceError
 from command_api.app import CommandSettings, connected, create_app
 from command_api.dispatcher import Commands
 from infra import logs
-from infra.service import Service, run, serve
+from infra.service import Service, run
 from infra.settings import load
 
 log = logging.getLogger(__name__)
@@ -29,11 +29,15 @@ async def main() -> None:
     logs.configure("command_api", settings.log_level)
     sys.setswitchinterval(SWITCH_SECONDS)
     app = create_app(settings.auth)
-    async with Service("command_api", settings).running() as service, connected(app, settings) as commands:
+    lead_seconds = settings.drain_lead_seconds
+    async with (
+        Service("command_api", settings, lead_seconds).running() as service,
+        connected(app, settings) as commands,
+    ):
         service.checks["event_store"] = lambda: _check_event_store(commands)
         async with asyncio.TaskGroup() as group:
             forgetting = group.create_task(_forget_answers(commands))
-            await serve(app, settings.http_host, settings.http_port, service.stopping, settings.drain_seconds)
+            await service.serve(app, settings.http_host, settings.http_port)
             forgetting.cancel()
 
 

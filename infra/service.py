@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -25,6 +27,8 @@ from infra.settings import Settings
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT = 2.0  # seconds
+STUCK_SECONDS = 4.0
+"""A process that has not come to its end so long after its time to drain ends itself."""
 KEEP_ALIVE = 75  # seconds; longer than the gateway keeps an idle connection, so that it is the one to close
 
 COLLECTED_OBJECTS = 50_000
@@ -41,19 +45,26 @@ Check = Callable[[], Awaitable[str | None]]
 class Service:
     """One process of the system, from start to drain."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, lead_seconds: float = 0.0) -> None:
         self.name = name
         self.settings = settings
+        self.lead_seconds = lead_seconds
+        """What lies between `leaving` and `stopping`, for whoever routes requests here to hear of it."""
+        self.leaving = asyncio.Event()
+        """Set by SIGTERM and SIGINT: no longer ready, and serving as before."""
         self.stopping = asyncio.Event()
-        """Set by SIGTERM and SIGINT: finish what is in flight, begin nothing new."""
+        """Set after that: finish what is in flight, begin nothing new."""
         self.checks: dict[str, Check] = {}
+        # A thread, for what is stuck may be the event loop, as in closing what waits for a frozen database.
+        self._end = threading.Timer(settings.drain_seconds + STUCK_SECONDS, _end_now)
+        self._end.daemon = True
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Service"]:
         """Answer the operations endpoints and turn signals into `stopping`, as long as the context lasts."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, self._leave, self.lead_seconds)
+        loop.add_signal_handler(signal.SIGINT, self._leave, 0.0)  # from whom knows that nobody routes here
         ended = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(
@@ -64,10 +75,27 @@ class Service:
                 yield self
             finally:
                 ended.set()
+        self._end.cancel()
         log.info("stopped")
 
+    async def serve(self, app: ASGIApp, host: str, port: int) -> None:
+        """Serve ``app`` until it is to stop, and finish what is in flight then."""
+        await serve(app, host, port, self.stopping, self.settings.drain_seconds, self.leaving)
+
+    def _leave(self, lead_seconds: float) -> None:
+        log.info("stopping", extra={"lead_seconds": lead_seconds})
+        self.leaving.set()
+        asyncio.get_running_loop().call_later(lead_seconds, self._stop)
+
+    def _stop(self) -> None:
+        if not self.stopping.is_set():
+            self._end.start()
+        self.stopping.set()
+
     async def ready(self) -> Mapping[str, str]:
-        """The outcome of every readiness check: ``ok``, or the cause."""
+        """The outcome of every readiness check: ``ok``, or the cause. Whoever is leaving need not check."""
+        if self.leaving.is_set():
+            return {"stopping": "draining"}
         return {name: await self._checked(check) for name, check in self.checks.items()}
 
     async def _checked(self, check: Check) -> str:
@@ -84,7 +112,7 @@ class Service:
             return PlainTextResponse("ok\n")
 
         async def readyz(_: Request) -> Response:
-            checks = {**await self.ready(), **({"stopping": "draining"} if self.stopping.is_set() else {})}
+            checks = await self.ready()
             is_ready = all(outcome == "ok" for outcome in checks.values())
             body = to_json({"status": "ready" if is_ready else "not-ready", "checks": checks})
             return Response(body, 200 if is_ready else 503, media_type="application/json")
@@ -95,6 +123,12 @@ class Service:
         return Starlette(
             routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
         )
+
+
+def _end_now() -> None:
+    """As by SIGKILL, which is what would come next: nothing that was accepted is lost by it."""
+    log.critical("not drained in time")
+    os._exit(1)
 
 
 class _Server(uvicorn.Server):
@@ -115,8 +149,18 @@ class _Connection(HttpToolsProtocol):
         self.app_state = {**self.app_state, ABORT: transport.abort}
 
 
-async def serve(app: ASGIApp, host: str, port: int, stopping: asyncio.Event, drain_seconds: float) -> None:
-    """Serve ``app`` until ``stopping`` is set, then finish what is in flight in ``drain_seconds``."""
+async def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    stopping: asyncio.Event,
+    drain_seconds: float,
+    leaving: asyncio.Event | None = None,
+) -> None:
+    """Serve ``app`` until ``stopping`` is set, then finish what is in flight in ``drain_seconds``.
+
+    Once ``leaving`` is set each answer is the last on its connection, so that no client comes back on it.
+    """
     config = uvicorn.Config(
         app,
         http=_Connection,
@@ -138,10 +182,19 @@ async def serve(app: ASGIApp, host: str, port: int, stopping: asyncio.Event, dra
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve([listening]))
         waiting = group.create_task(stopping.wait())
+        closing = group.create_task(_close_after_answers(server, leaving or stopping))
         await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
         waiting.cancel()
+        closing.cancel()
+
+
+async def _close_after_answers(server: uvicorn.Server, leaving: asyncio.Event) -> None:
+    """From then on, have every answer say that its connection ends with it."""
+    await leaving.wait()
+    for headers in (server.config.encoded_headers, server.server_state.default_headers):
+        headers.append((b"connection", b"close"))  # uvicorn copies the former to the latter every second
 
 
 def _family(host: str) -> socket.AddressFamily:

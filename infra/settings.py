@@ -49,6 +49,8 @@ class ApiSettings(Settings):
     bind: str = "127.0.0.1"
     """The address that the gateway is bound to: without access control, nothing but loopback is safe."""
     pool_size: PositiveInt = 8
+    drain_lead_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """After SIGTERM it is served for so long while /readyz says no: until the gateway sends nothing more."""
 
     @model_validator(mode="after")
     def _exposed_only_with_access_control(self) -> Self:

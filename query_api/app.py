@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infra.problems import Problem, problem_answer
-from infra.service import Service, serve
+from infra.service import Service
 from infra.settings import ApiSettings, PositiveInt
 from infra.web import instance_of, new_api
 from query_api import audit, compare, documentation, equipment, feed, history, operations, projection, vessels
@@ -55,7 +55,7 @@ async def _answer_unavailable(request: Request, error: Exception) -> Response:
 
 async def main(settings: QuerySettings) -> None:
     """Answer queries until SIGTERM, then finish what is in flight."""
-    service = Service("query_api", settings)
+    service = Service("query_api", settings, settings.drain_lead_seconds)
     app = create_app(settings.auth)
     async with (
         ReadModel(settings.read_model_url, settings.pool_size).connected() as read_model,
@@ -70,4 +70,4 @@ async def main(settings: QuerySettings) -> None:
         if settings.read_model_url == settings.database_url:
             # Elsewhere reads go on while the event store is away: that must not take us out of service.
             service.checks["audit log"] = audit_log.check
-        await serve(app, settings.http_host, settings.http_port, service.stopping, settings.drain_seconds)
+        await service.serve(app, settings.http_host, settings.http_port)

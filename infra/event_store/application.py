@@ -59,14 +59,10 @@ class Datastore(PostgresDatastore):
         self.pool._check = self._check
 
     def _check(self, connection: Connection[DictRow]) -> None:
-        """Raise what psycopg raises where a pooled connection has ended."""
-        if not speaks_unasked(connection):
-            return
-        try:
-            self.pool.check_connection(connection)
-        except OperationalError:
-            self.pool.check()  # the others may have ended with it, and only the next is asked for in time
-            raise
+        """Refuse a pooled connection that may have ended. To ask it could take for ever."""
+        if speaks_unasked(connection):
+            self.pool.drain()  # the others may have ended with it, and only the next is looked at in time
+            raise OperationalError("the pooled connection has something to say unasked")
 
     def after_connect_func(self) -> Callable[[Connection[Any]], None]:
         """Give each session its time-outs. The server may be too old to know one of them; the rest hold."""

@@ -31,8 +31,9 @@ from infra.local.process import (
     write_private,
 )
 from infra.local.rabbitmq import LocalRabbitMQ, server_program
-from infra.local.traefik import Backend, LocalTraefik
+from infra.local.traefik import LocalTraefik
 from infra.migrations import ROLES
+from infra.traefik.routes import Backend
 
 MIGRATION_SECONDS = 120.0
 OWN_VARIABLES = (
@@ -46,6 +47,8 @@ OWN_VARIABLES = (
 """What each service has of its own."""
 READY_SECONDS = 60.0
 DRAIN_SECONDS = 25.0  # a little longer than a service takes for it by itself
+DRAIN_LEAD_SECONDS = 3.0
+"""Of one of several replicas: longer than the gateway takes to see that it is not ready any more."""
 GATEWAY_LEAD_SECONDS = 2.0  # in which the gateway finishes what it has begun, before the APIs drain
 AUDIT_KEY = "audit.key"
 NO_BROKER = "no RabbitMQ on this machine: running without a broker, readers follow the event store"
@@ -311,6 +314,8 @@ class System(Startable):
             environment["FPSO_READ_DATABASE_URL"] = as_role(
                 self.options.read_database_url, kind.role, self._passwords.of(kind.role)
             )
+        if kind.serves_http and self.options.replicas.get(kind.name, 1) > 1:
+            environment.setdefault("FPSO_DRAIN_LEAD_SECONDS", f"{DRAIN_LEAD_SECONDS:g}")
         if kind.seals:
             environment.setdefault("FPSO_AUDIT_KEY_FILE", str(self.directory / AUDIT_KEY))
         return ServiceProcess(kind, name, self.logs / f"{name}.log", environment)
@@ -394,7 +399,8 @@ class System(Startable):
 
 def _stop_together(services: Sequence[ServiceProcess]) -> None:
     for service in services:
-        service.terminate()
+        service.send(signal.SIGINT)  # with no lead: nobody routes here any more
+        service.resume()
     for service in services:
         service.stop(DRAIN_SECONDS)
 

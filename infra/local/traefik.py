@@ -8,10 +8,8 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -25,7 +23,16 @@ from infra.local.process import (
     free_port,
     rotate,
 )
-from infra.traefik.routes import COMMANDS, EVERYTHING_ELSE, NOBODY, UNKNOWN, refusals
+from infra.traefik.routes import (
+    ANOTHER_REPLICA,
+    COMMANDS,
+    EVERYTHING_ELSE,
+    NOBODY,
+    UNKNOWN,
+    Backend,
+    refusals,
+    services_of,
+)
 
 # Half of the cores are the services': a gateway that looks for work on all of them takes a fifth more.
 GARBAGE_PERCENT = "400"
@@ -34,14 +41,6 @@ START_SECONDS = 30.0
 STOP_SECONDS = 8.0
 # Traefik's own answer to whatever no router takes, which none of ours ever is once they are loaded.
 UNROUTED = b"404 page not found\n"
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One replica of an API: where it serves, and where it says whether it is ready."""
-
-    url: str
-    ops_url: str | None = None
 
 
 class LocalTraefik(Startable):
@@ -160,16 +159,20 @@ def rules_of(backends: dict[str, Sequence[Backend]]) -> dict[str, Any]:
         "command_api": {"rule": COMMANDS, "priority": 2, "service": "command_api"},
         "query_api": {"rule": EVERYTHING_ELSE, "priority": 1, "service": "query_api"},
     }
-    routers = {name: router for name, router in routers.items() if backends.get(name)}
+    routers = {
+        name: router | {"middlewares": ["another-replica"]}
+        for name, router in routers.items()
+        if backends.get(name)
+    }
     if all(backends.values()):
-        routers["command_api"]["middlewares"] = ["commands-gone"]
-        routers["query_api"]["middlewares"] = ["queries-gone"]
+        routers["command_api"]["middlewares"].insert(0, "commands-gone")
+        routers["query_api"]["middlewares"].insert(0, "queries-gone")
         unknown = {"rule": UNKNOWN, "priority": 3, "service": NOBODY, "middlewares": ["method-unknown"]}
         routers["unknown"] = unknown
     services: dict[str, Any] = {}
     for name, replicas in backends.items():
         if replicas:
-            services |= _services_of(name, replicas)
+            services |= services_of(name, replicas, {"serversTransport": "local"})
     transport = {
         "forwardingTimeouts": {
             "dialTimeout": "2s",
@@ -180,47 +183,14 @@ def rules_of(backends: dict[str, Sequence[Backend]]) -> dict[str, Any]:
     return {
         "http": {
             "routers": routers,
-            **({"middlewares": refusals()} if "unknown" in routers else {}),
+            "middlewares": {
+                "another-replica": ANOTHER_REPLICA,
+                **(refusals() if "unknown" in routers else {}),
+            },
             "services": services,
             "serversTransports": {"local": transport},
         }
     }
-
-
-def _services_of(name: str, replicas: Sequence[Backend]) -> dict[str, Any]:
-    """The ready replicas in turn; while none is, all of them, so that a service says itself what is wrong.
-
-    A replica's readiness is on a port of its own, which a Traefik service has one of: hence one for each.
-    """
-    everyone = {"loadBalancer": _load_balancer(replicas)}
-    if any(replica.ops_url is None for replica in replicas):
-        return {name: everyone}
-    each = {f"{name}-{number}": replica for number, replica in enumerate(replicas, start=1)}
-    return {
-        name: {"failover": {"service": f"{name}-ready", "fallback": f"{name}-any"}},
-        f"{name}-any": everyone,
-        f"{name}-ready": {
-            "weighted": {"services": [{"name": one, "weight": 1} for one in each], "healthCheck": {}}
-        },
-        **{one: {"loadBalancer": _checked(replica)} for one, replica in each.items()},
-    }
-
-
-def _checked(replica: Backend) -> dict[str, Any]:
-    check = {
-        "port": urlsplit(replica.ops_url or "").port,
-        "path": "/readyz",
-        "interval": "1s",
-        "unhealthyInterval": "1s",
-        "timeout": "3s",
-    }
-    return _load_balancer([replica]) | {"healthCheck": check}
-
-
-def _load_balancer(replicas: Sequence[Backend]) -> dict[str, Any]:
-    servers = [{"url": replica.url} for replica in replicas]
-    # A pause between pieces of an answer is no reason to hold them back: streams are passed on as they come.
-    return {"servers": servers, "serversTransport": "local", "responseForwarding": {"flushInterval": "-1ms"}}
 
 
 def _bracketed(host: str) -> str:

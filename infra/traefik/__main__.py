@@ -8,6 +8,7 @@ import asyncio
 import logging
 import signal
 import socket
+from urllib.parse import urlsplit
 
 import click
 from pydantic_core import to_json
@@ -18,7 +19,7 @@ from starlette.routing import Route
 
 from infra import logs
 from infra.service import run, serve
-from infra.traefik.routes import routes
+from infra.traefik.routes import Backend, routes
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,11 @@ def create_app(command_api: Replicas, query_api: Replicas, health_port: int) -> 
     """What Traefik asks, and /livez."""
 
     async def configuration(_: Request) -> Response:
-        found = routes(await command_api.look(), await query_api.look(), health_port)
+        commands, queries = [
+            [Backend(url, f"http://{urlsplit(url).hostname}:{health_port}") for url in await replicas.look()]
+            for replicas in (command_api, query_api)
+        ]
+        found = routes(commands, queries)
         return Response(to_json(found), media_type="application/json")
 
     async def livez(_: Request) -> Response:
@@ -90,7 +95,7 @@ def create_app(command_api: Replicas, query_api: Replicas, health_port: int) -> 
 @click.command()
 @click.option("--command-api", default="command_api:8000", metavar="NAME:PORT", show_default=True)
 @click.option("--query-api", default="query_api:8000", metavar="NAME:PORT", show_default=True)
-@click.option("--health-port", default=9000, show_default=True, help="Where a replica answers /livez.")
+@click.option("--health-port", default=9000, show_default=True, help="Where a replica answers /readyz.")
 @click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104 - the gateway's network only
 @click.option("--port", default=8000, show_default=True)
 def main(command_api: str, query_api: str, health_port: int, host: str, port: int) -> None:

@@ -1,7 +1,9 @@
 """The gateway's routes: which API answers which request, and how its replicas are watched."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 COMMANDS = "(Method(`POST`) || Method(`PUT`) || Method(`PATCH`) || Method(`DELETE`)) && PathPrefix(`/v1/`)"
 EVERYTHING_ELSE = "PathPrefix(`/`)"
@@ -13,6 +15,57 @@ UNKNOWN = " && ".join(
 """Methods that nobody has, and that the services' HTTP parser would not even pass on to them."""
 NOBODY = "noop@internal"
 """A service of Traefik's own that answers 418 to everything."""
+
+
+HEALTH_CHECK = {"path": "/readyz", "interval": "1s", "unhealthyInterval": "1s", "timeout": "3s"}
+"""How soon a replica that leaves, or is not well, gets no more: FPSO_DRAIN_LEAD_SECONDS is longer."""
+ANOTHER_REPLICA = {"retry": {"attempts": 10, "initialInterval": "10ms"}}
+"""Where a replica cannot be connected to, another is tried, for about a second in all. What was sent is never
+sent again: whether it was carried out, nobody here knows."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One replica of an API: where it serves, and where it says whether it is ready."""
+
+    url: str
+    ops_url: str | None = None
+
+
+def services_of(
+    name: str, replicas: Sequence[Backend], options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The ready replicas in turn; while none is, all of them, so that a service says itself what is wrong.
+
+    A replica's readiness is on a port of its own, which a Traefik service has one of: hence one for each.
+    ``options`` are more of each load balancer.
+    """
+    everyone = {"loadBalancer": _load_balancer(replicas, options)}
+    if not replicas or any(replica.ops_url is None for replica in replicas):
+        return {name: everyone}
+    each = {f"{name}-{number}": replica for number, replica in enumerate(replicas, start=1)}
+    return {
+        name: {"failover": {"service": f"{name}-ready", "fallback": f"{name}-any"}},
+        f"{name}-any": everyone,
+        f"{name}-ready": {
+            "weighted": {"services": [{"name": one, "weight": 1} for one in each], "healthCheck": {}}
+        },
+        **{one: {"loadBalancer": _checked(replica, options)} for one, replica in each.items()},
+    }
+
+
+def _checked(replica: Backend, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    check = {**HEALTH_CHECK, "port": urlsplit(replica.ops_url or "").port}
+    return _load_balancer([replica], options) | {"healthCheck": check}
+
+
+def _load_balancer(replicas: Sequence[Backend], options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "servers": [{"url": replica.url} for replica in replicas],
+        # What is answered piece by piece is passed on piece by piece: a stream of events has pauses.
+        "responseForwarding": {"flushInterval": "-1ms"},
+        **(options or {}),
+    }
 
 
 def refusals() -> dict[str, Any]:
@@ -39,14 +92,8 @@ def _page(service: str, slug: str, status: int) -> dict[str, Any]:
     }
 
 
-def routes(
-    command_apis: Sequence[str], query_apis: Sequence[str], health_port: int | None = None
-) -> dict[str, Any]:
-    """Traefik's dynamic configuration for replicas with these URLs.
-
-    With ``health_port`` a replica gets requests only while its /livez answers there. Not /readyz: a replica
-    whose database is down says so itself, in the words of the contract.
-    """
+def routes(command_apis: Sequence[Backend], query_apis: Sequence[Backend]) -> dict[str, Any]:
+    """Traefik's dynamic configuration for these replicas."""
     return {
         "http": {
             "routers": {
@@ -58,16 +105,8 @@ def routes(
                     EVERYTHING_ELSE, "query_api" if query_apis else NOBODY, "queries-gone", priority=1
                 ),
             },
-            "services": {
-                "command_api": _service(command_apis, health_port),
-                "query_api": _service(query_apis, health_port),
-            },
-            # Where a replica cannot be connected to, another is tried, for about a second in all; what was
-            # sent is never sent again.
-            "middlewares": {
-                **refusals(),
-                "another-replica": {"retry": {"attempts": 10, "initialInterval": "10ms"}},
-            },
+            "services": services_of("command_api", command_apis) | services_of("query_api", query_apis),
+            "middlewares": {**refusals(), "another-replica": ANOTHER_REPLICA},
         }
     }
 
@@ -80,14 +119,3 @@ def _router(rule: str, service: str, refusal: str, priority: int) -> dict[str, A
         "priority": priority,
         "middlewares": [refusal, "another-replica"],
     }
-
-
-def _service(urls: Sequence[str], health_port: int | None) -> dict[str, Any]:
-    # What a service answers piece by piece is passed on piece by piece: a stream of events has pauses.
-    balancer: dict[str, Any] = {
-        "servers": [{"url": url} for url in urls],
-        "responseForwarding": {"flushInterval": "-1ms"},
-    }
-    if health_port is not None:
-        balancer["healthCheck"] = {"path": "/livez", "port": health_port, "interval": "1s", "timeout": "2s"}
-    return {"loadBalancer": balancer}

@@ -10,8 +10,7 @@ import yaml
 
 from infra.broker_users import definitions
 from infra.local import traefik as local_traefik
-from infra.local.traefik import Backend
-from infra.traefik.routes import routes
+from infra.traefik.routes import Backend, routes
 
 CHECKOUT = Path(__file__).parents[2]
 OURS = ("command_api", "delivery", "gateway_discovery", "migrate", "projector", "query_api", "relay")
@@ -97,10 +96,9 @@ def test_a_client_is_answered_as_by_make_run(services: dict[str, Any], tmp_path:
 
 
 def test_both_gateways_tell_commands_from_the_rest_alike() -> None:
-    ours = routes(["http://10.0.0.1:8000"], ["http://10.0.0.2:8000"])["http"]
-    theirs = local_traefik.rules_of(
-        {"command_api": [Backend("http://10.0.0.1:8000")], "query_api": [Backend("http://10.0.0.2:8000")]}
-    )["http"]
+    commands, queries = [Backend("http://10.0.0.1:8000")], [Backend("http://10.0.0.2:8000")]
+    ours = routes(commands, queries)["http"]
+    theirs = local_traefik.rules_of({"command_api": commands, "query_api": queries})["http"]
     balancers = [found["services"]["command_api"]["loadBalancer"] for found in (ours, theirs)]
     assert balancers[0]["servers"] == balancers[1]["servers"]
     assert balancers[0]["responseForwarding"] == balancers[1]["responseForwarding"]

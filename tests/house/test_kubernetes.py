@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings
 
 from infra import broker_users
 from infra.settings import Settings
-from infra.traefik.routes import COMMANDS, EVERYTHING_ELSE, NOBODY, UNKNOWN, refusals, routes
+from infra.traefik.routes import COMMANDS, EVERYTHING_ELSE, NOBODY, UNKNOWN, Backend, refusals, routes
 from tests.house.test_deployment import OURS
 from tests.house.test_documents import CHECKOUT, SETTINGS
 
@@ -162,10 +162,10 @@ def test_a_process_has_time_to_drain() -> None:
     drain_seconds = Settings.model_fields["drain_seconds"].default
     for name, pod in PROCESSES.items():
         if name != "migrate":
-            lifecycle = pod["containers"][0].get("lifecycle")
-            pause = lifecycle["preStop"]["sleep"]["seconds"] if lifecycle else 0
-            assert pod["terminationGracePeriodSeconds"] >= pause + drain_seconds + 10
-            assert bool(pause) is name.endswith("_api")  # whom the gateway sends requests
+            lead = variables(pod["containers"][0]).get("FPSO_DRAIN_LEAD_SECONDS", {"value": "0"})
+            lead_seconds = float(lead["value"])
+            assert pod["terminationGracePeriodSeconds"] >= lead_seconds + drain_seconds + 10
+            assert bool(lead_seconds) is name.endswith("_api")  # whom the gateway sends requests
 
 
 def test_probes_ask_the_ops_port() -> None:
@@ -195,7 +195,7 @@ def test_networks_are_those_of_compose(composed: dict[str, Any]) -> None:
 
 
 def test_the_gateway_routes_as_by_compose() -> None:
-    expected = routes(["http://10.0.0.1:8000"], ["http://10.0.0.2:8000"])["http"]
+    expected = routes([Backend("http://10.0.0.1:8000")], [Backend("http://10.0.0.2:8000")])["http"]
     deployed = {
         route["match"]: (route["priority"], [one["name"] for one in route["middlewares"]], route["services"])
         for route in of_kind("IngressRoute")["fpso"]["spec"]["routes"]

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from infra.local.process import free_port
-from infra.local.traefik import Backend, LocalTraefik
+from infra.local.traefik import LocalTraefik
+from infra.traefik.routes import Backend
 from tests.local.conftest import eventually
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -29,13 +30,21 @@ def refusing() -> int:
 
 
 async def servers(app_of: tuple[Replicas, Replicas]) -> dict[str, list[str]]:
-    transport = httpx.ASGITransport(create_app(*app_of, health_port=9000))
-    async with httpx.AsyncClient(transport=transport, base_url="http://discovery") as client:
-        services = (await client.get("/configuration")).json()["http"]["services"]
+    services = await configured(app_of)
+    everyone = {name: services.get(f"{name}-any", services[name]) for name in ("command_api", "query_api")}
     return {
         name: [server["url"] for server in service["loadBalancer"]["servers"]]
-        for name, service in services.items()
+        for name, service in everyone.items()
     }
+
+
+async def configured(app_of: tuple[Replicas, Replicas]) -> dict[str, Any]:
+    """The services that Traefik is told of."""
+    transport = httpx.ASGITransport(create_app(*app_of, health_port=9000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://discovery") as client:
+        assert (await client.get("/livez")).status_code == 200
+        services: dict[str, Any] = (await client.get("/configuration")).json()["http"]["services"]
+    return services
 
 
 async def test_replicas_that_accept_connections_are_named(accepting: int) -> None:
@@ -66,11 +75,10 @@ async def test_where_the_name_cannot_be_resolved_any_more_known_replicas_are_tri
     assert await replicas.look() == []
 
 
-async def test_the_health_of_a_replica_is_that_it_lives(accepting: int) -> None:
-    app = create_app(Replicas(f"localhost:{accepting}"), Replicas(f"localhost:{accepting}"), 9000)
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://discovery") as client:
-        configuration = (await client.get("/configuration")).json()
-        assert (await client.get("/livez")).status_code == 200
-    check = configuration["http"]["services"]["command_api"]["loadBalancer"]["healthCheck"]
-    assert (check["path"], check["port"]) == ("/livez", 9000)
+async def test_a_replica_is_asked_on_its_ops_port_whether_it_is_ready(accepting: int) -> None:
+    services = await configured((Replicas(f"localhost:{accepting}"), Replicas(f"localhost:{accepting}")))
+    assert services["command_api"] == {
+        "failover": {"service": "command_api-ready", "fallback": "command_api-any"}
+    }
+    check = services["command_api-1"]["loadBalancer"]["healthCheck"]
+    assert (check["path"], check["port"]) == ("/readyz", 9000)

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from infra.local.process import LOOPBACK, free_port
-from infra.local.traefik import Backend, LocalTraefik
+from infra.local.traefik import LocalTraefik
 from infra.service import serve
-from infra.traefik.routes import routes
+from infra.traefik.routes import Backend, routes
 from infra.web import new_api
 
 
@@ -107,6 +107,6 @@ async def test_without_the_query_api_queries_are_told_so(apis: tuple[Api, Api], 
 
 
 def test_an_api_without_replicas_is_asked_nothing() -> None:
-    routers = routes([], ["http://10.0.0.2:8000"])["http"]["routers"]
+    routers = routes([], [Backend("http://10.0.0.2:8000")])["http"]["routers"]
     assert routers["commands"]["service"] == "noop@internal"
     assert routers["queries"]["service"] == "query_api"
