@@ -11,7 +11,7 @@ NODE := tests/node/node_modules/installed
 PIP := $(PYTHON) -m pip --python .venv/bin/python --disable-pip-version-check --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench documents clean rabbitmq wrk
+.PHONY: help run test check bench faults documents clean rabbitmq wrk
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,12 +32,16 @@ check: $(DEVELOP) ## Lint, types, import rules; no released event broken, no doc
 bench: $(DEVELOP) rabbitmq wrk ## Measure, each figure beside its reference, into benchmarks/results.json
 	@.venv/bin/python -m benchmarks $(ARGS)
 
+faults: $(DEVELOP) rabbitmq ## Random faults under load, then every promise: make faults MINUTES=30 SEED=
+	@command -v faketime >/dev/null || sh infra/local/apt-install.sh faketime >&2 || true
+	@.venv/bin/python -m tests.faults --minutes $(or $(MINUTES),5) --seed "$(SEED)" $(ARGS)
+
 documents: $(DEVELOP) ## Write anew what is made of the code: OpenAPI, AsyncAPI, docs/events.md, schemas
 	@.venv/bin/python -m infra.documents
 
 clean: ## Remove everything that was made here: .venv, .fpso with all data, caches
 	@$(or $(PYTHON),python3) -m infra.local.clean
-	@rm -rf .venv tests/node/node_modules build *.egg-info .coverage* htmlcov .mypy_cache .ruff_cache \
+	@rm -rf .venv .fpso-faults tests/node/node_modules build *.egg-info .coverage* htmlcov .mypy_cache .ruff_cache \
 		.pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
