@@ -35,6 +35,8 @@ async def main() -> None:
         connected(app, settings) as commands,
     ):
         service.checks["event_store"] = lambda: _check_event_store(commands)
+        if app.state.guard is not None:
+            service.checks["access"] = app.state.guard.check
         async with asyncio.TaskGroup() as group:
             forgetting = group.create_task(_forget_answers(commands))
             await service.serve(app, settings.http_host, settings.http_port)

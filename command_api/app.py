@@ -13,6 +13,7 @@ from command_api.dispatcher import Commands, ProjectedCheckpoint
 from command_api.idempotency import InFlight
 from command_api.routes import equipment, imports, vessels
 from command_api.store import Streams
+from infra.access.guard import guarding
 from infra.database import PROJECTED_CHANNEL, Listener
 from infra.event_store.application import FleetApplication
 from infra.event_store.group_commit import GroupCommit
@@ -58,7 +59,8 @@ async def connected(app: FastAPI, settings: CommandSettings) -> AsyncIterator[Co
             queue_max_commands=settings.command_queue_max,
         )
         projected = ProjectedCheckpoint(listener)
-        async with projected.following(), group_commit.running():
+        async with guarding(settings) as guard, projected.following(), group_commit.running():
+            app.state.guard = guard
             streams = Streams(application, threads, settings.aggregate_cache_size)
             commands = Commands(streams, group_commit, InFlight(), projected)
             app.state.commands = commands

@@ -160,7 +160,7 @@ class Dispatcher:
 
     def _alone(self) -> AbstractAsyncContextManager[None]:
         key = self.headers.idempotency_key
-        return nullcontext() if key is None else self.commands.in_flight.alone(self.headers.actor, key)
+        return nullcontext() if key is None else self.commands.in_flight.alone(self.headers.key_owner, key)
 
     async def _wait_for_read_model(self, headers: dict[str, str]) -> None:
         seconds = self.headers.wait_seconds
@@ -181,6 +181,7 @@ class Dispatcher:
             )
             store = EventStore(
                 self.commands.streams,
+                self.headers.caller,
                 is_fresh,
                 self.headers.if_match,
                 encode_metadata(self.headers.metadata(append.id)),
@@ -191,7 +192,9 @@ class Dispatcher:
                 if store.has_read_cache:
                     is_fresh = True  # what was refused was not read from the event store
                     continue
-                if key is not None and (answer := await self._find_answer(key)) is not None:
+                # Whoever may not do it any more is not told what came of it when they might.
+                is_forbidden = isinstance(refusal, Problem) and refusal.slug == "forbidden"
+                if not is_forbidden and (answer := await self._find_answer(key)) is not None:
                     return answer, True
                 raise _problem_of(refusal) from refusal
             if not store.events and store.has_read_cache:
@@ -219,9 +222,11 @@ class Dispatcher:
 
     def _key(self) -> IdempotencyKey | None:
         key = self.headers.idempotency_key
-        return None if key is None else IdempotencyKey(self.headers.actor, key, self.fingerprint())
+        return None if key is None else IdempotencyKey(self.headers.key_owner, key, self.fingerprint())
 
-    async def _find_answer(self, key: IdempotencyKey) -> Answer | None:
+    async def _find_answer(self, key: IdempotencyKey | None) -> Answer | None:
+        if key is None:
+            return None
         streams = self.commands.streams
         match await streams.in_thread(lambda: streams.application.recorder.find_answer(key)):
             case Replay(answer):

@@ -77,6 +77,7 @@ async def handle(command: Any, store: EventStore) -> Any:
 
 @handle.register
 async def register_vessel(command: RegisterVessel, store: EventStore) -> Vessel:
+    store.caller.require_vessel(command.code)
     await store.check_is_free(Vessel, command.code)
     vessel = Vessel.register(command.code, command.name, command.reason)
     store.save(vessel)

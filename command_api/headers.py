@@ -8,6 +8,7 @@ from secrets import token_hex
 from starlette.requests import Request
 
 from infra import logs
+from infra.access.caller import Caller, caller_of
 from infra.problems import Problem, invalid
 
 WAIT_MAX_SECONDS = 10
@@ -25,7 +26,9 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 class CommandHeaders:
     """What the headers of a command say."""
 
+    caller: Caller
     actor: str
+    """The caller, or whoever a caller that is not known says to be."""
     correlation_id: str
     causation_id: str
     idempotency_key: str | None
@@ -36,11 +39,18 @@ class CommandHeaders:
     """How long the client would like to wait for the read model; 0 not at all."""
     traceparent: str | None
 
+    @property
+    def key_owner(self) -> str:
+        """Whose idempotency keys these are. A user and a key of one name are two; X-Actor has no spaces."""
+        if self.caller.auth_type == "unauthenticated":
+            return self.actor
+        return f"{self.caller.auth_type} {self.actor}"
+
     def metadata(self, append_id: str) -> Mapping[str, str]:
         """What is stored with every event of the command."""
         metadata = {
             "actor": self.actor,
-            "auth_type": "unauthenticated",
+            "auth_type": self.caller.auth_type,
             "correlation_id": self.correlation_id,
             "causation_id": self.causation_id,
             "append_id": append_id,
@@ -55,10 +65,13 @@ class CommandHeaders:
 def command_headers(request: Request) -> CommandHeaders:
     """The headers of ``request``, or a problem that names the one that is not valid."""
     given = _given(request)
+    caller = caller_of(request.scope)
+    is_known = caller.auth_type != "unauthenticated"
     if_match = _if_match(given)
     traceparent = given.get(b"traceparent", [""])[0]
     return CommandHeaders(
-        actor=_actor(given.get(b"x-actor", [""])[0]),
+        caller=caller,
+        actor=caller.actor if is_known else _actor(given.get(b"x-actor", [""])[0]),
         correlation_id=logs.correlation_id.get() or token_hex(16),
         causation_id=token_hex(16),
         idempotency_key=_idempotency_key(given.get(b"idempotency-key", [])),

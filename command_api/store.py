@@ -20,6 +20,7 @@ from command_api.domain.equipment import Equipment
 from command_api.domain.refusals import Refused
 from command_api.domain.vessel import Vessel
 from events.event import StreamEvent
+from infra.access.caller import Caller, outside_scope
 from infra.event_store.application import FleetApplication
 from infra.event_store.mapper import PendingEvent, pending
 from infra.event_store.recorder import Recording
@@ -120,11 +121,18 @@ class Streams:
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
+def _vessel_of(equipment: Aggregate[Any, Any] | None) -> str | None:
+    """The code of the vessel that it is on; None for what does not exist."""
+    return equipment.state.vessel_code if isinstance(equipment, Equipment) else None
+
+
 @dataclass
 class EventStore:
     """The event store as one attempt to decide one command sees it."""
 
     streams: Streams
+    caller: Caller
+    """What is outside the vessels of the grant is refused, whether it exists or not."""
     is_fresh: bool
     """Nothing is taken from the cache."""
     if_match: Sequence[int] | None = None
@@ -141,13 +149,14 @@ class EventStore:
     """What the decision relied on besides, with the versions that were read."""
 
     async def get(self, kind: type[A], code: str) -> A:
-        """The aggregate with ``code``; refuses one that does not exist."""
+        """The aggregate with ``code``; refuses one that does not exist, or is on a vessel of others."""
         stream = kind.stream_of(code)
         aggregate = None if self.is_fresh else self.streams.cached(kind, stream)
         if aggregate is not None:
             self.has_read_cache = True
-            return aggregate
-        aggregate = await self.streams.load(kind, stream)
+        else:
+            aggregate = await self.streams.load(kind, stream)
+        self.caller.require_vessel(code if kind is Vessel else _vessel_of(aggregate))
         if aggregate is None:
             offender = {"vessel_code" if kind is Vessel else "code": code}
             raise Refused(
@@ -161,6 +170,11 @@ class EventStore:
         """The equipment with these codes, in their order; refuses all where one does not exist."""
         streams = {code: Equipment.stream_of(code) for code in codes}
         found = await self.streams.load_many(Equipment, list(streams.values()))
+        outside = [
+            code for code, stream in streams.items() if not self.caller.may_see(_vessel_of(found.get(stream)))
+        ]
+        if outside:
+            raise outside_scope(codes=outside)
         unknown = [code for code, stream in streams.items() if stream not in found]
         if unknown:
             raise Refused(

@@ -92,6 +92,14 @@ class Router:
         self._routes = [route for route in routes if isinstance(route, Route)]
         self._others = [route for route in routes if not isinstance(route, Route)]
 
+    def is_open(self, path: str, method: str) -> bool:
+        """Whether anybody may ask this: it is documentation, or a file that belongs to it."""
+        asked: Scope = {"type": "http", "path": path, "method": method}
+        return any(
+            route.role is None and method in route.taken and route.path_regex.match(path)
+            for route in self._routes
+        ) or any(other.matches(asked)[0] is Match.FULL for other in self._others)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. Raises `HTTPException` with 404 or 405 where no route matches."""
         path, method = scope["path"], scope["method"]

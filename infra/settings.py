@@ -7,6 +7,7 @@ import ipaddress
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -48,17 +49,36 @@ class ApiSettings(Settings):
     auth: Literal["off", "on"] = "off"
     bind: str = "127.0.0.1"
     """The address that the gateway is bound to: without access control, nothing but loopback is safe."""
+    oidc_issuer: str | None = None
+    """Whose tokens are accepted, besides API keys; by default nobody's."""
+    oidc_audience: str | None = None
+    """For whom they must be."""
+    oidc_roles_claim: str = "roles"
+    oidc_vessels_claim: str = "fpso_vessels"
     pool_size: PositiveInt = 8
     drain_lead_seconds: Annotated[float, Field(ge=0)] = 0.0
     """After SIGTERM it is served for so long while /readyz says no: until the gateway sends nothing more."""
 
     @model_validator(mode="after")
     def _exposed_only_with_access_control(self) -> Self:
-        if self.auth == "on":
-            raise ValueError("FPSO_AUTH=on is not built yet: run with FPSO_AUTH=off on a loopback address")
-        if not is_loopback(self.bind):
+        if self.auth == "off" and not is_loopback(self.bind):
             raise ValueError("FPSO_AUTH=off is refused unless FPSO_BIND is a loopback address")
         return self
+
+    @model_validator(mode="after")
+    def _issuer_with_audience(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            raise ValueError("FPSO_OIDC_ISSUER and FPSO_OIDC_AUDIENCE go together")
+        if self.oidc_issuer is not None:
+            check_issuer_url(self.oidc_issuer)
+        return self
+
+
+def check_issuer_url(url: str) -> None:
+    """Raise ``ValueError`` where what an issuer says there could be changed on its way here."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        raise ValueError(f"an issuer has an https:// URL, not {url}")
 
 
 def is_loopback(host: str) -> bool:

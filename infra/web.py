@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from events.values import Code
 from infra import logs, openapi
-from infra.access.caller import ANYBODY, CALLER
+from infra.access.caller import ADMITTED, ANYBODY, CALLER
+from infra.access.guard import Guard
 from infra.problems import Fault, InvalidRequest, Problem, Slug, invalid, pointer_of, problem_answer
 from infra.routing import FAULTS_MAX, OpenRoute, Router
 from infra.settings import is_loopback
@@ -123,15 +124,16 @@ class _Api(FastAPI):
 class Edge:
     """ASGI middleware: what every request passes on its way in, and every answer on its way out.
 
-    In: the correlation id, the path decoded strictly, and without access control only this machine's Host
-    and no command from another site's page. Out: the correlation id, headers of security, a measurement;
-    HEAD is GET without a body; an error is answered by its handler, one that has none is a 500 that shows
-    nothing; a request that the server cancels, because it stops and has waited long enough, is answered too.
+    In: who asks, the correlation id, the path decoded strictly, and without access control only this
+    machine's Host and no command from another site's page. Out: the correlation id, headers of security, a
+    measurement; HEAD is GET without a body; an error is answered by its handler, one that has none is a 500
+    that shows nothing; a request that the server cancels, because it stops and has waited long enough, is
+    answered too.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: Router,
         handlers: Mapping[Any, ErrorHandler],
         auth: Literal["off", "on"],
         admit: Callable[[], None] | None,
@@ -164,10 +166,13 @@ class Edge:
             scope = {**scope, "method": "GET", "is_head": True}
         token = logs.correlation_id.set(incoming.correlation_id)
         try:
-            incoming.check()
             if self.is_open:
+                incoming.check()
                 incoming.check_origin(method)
                 scope[CALLER] = ANYBODY
+            else:
+                await self._let_in(scope, incoming.authorization)
+                incoming.check()
             if self.admit is not None and method in COMMAND_METHODS:
                 self.admit()
             _decode(scope)
@@ -187,6 +192,24 @@ class Edge:
         finally:
             _measure(scope, method, status, perf_counter() - started)
             logs.correlation_id.reset(token)
+
+    async def _let_in(self, scope: Scope, authorization: Sequence[bytes]) -> None:
+        """Whoever is not known gets no further than the documentation, known path or not."""
+        guard: Guard = scope["app"].state.guard
+        try:
+            admission = await guard.let_in(authorization)
+        except Problem:
+            if not self._is_open(scope):
+                raise
+        else:
+            scope[CALLER], scope[ADMITTED] = admission.caller, admission.lasts
+
+    def _is_open(self, scope: Scope) -> bool:
+        try:
+            path = decoded_path(_raw_path(scope))
+        except Problem:
+            return False
+        return self.app.is_open(path, scope["method"])
 
     async def _answer(self, error: Exception, request: Request) -> Response:
         for kind in type(error).__mro__:
@@ -236,10 +259,20 @@ class _Body:
 class _Incoming:
     """The headers of a request that the edge decides by."""
 
-    __slots__ = ("correlation_id", "echo", "has_body", "hosts", "is_correlation_valid", "origin", "site")
+    __slots__ = (
+        "authorization",
+        "correlation_id",
+        "echo",
+        "has_body",
+        "hosts",
+        "is_correlation_valid",
+        "origin",
+        "site",
+    )
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.hosts: list[bytes] = []
+        self.authorization: list[bytes] = []
         self.origin: bytes | None = None
         self.site: bytes | None = None
         self.is_correlation_valid = True
@@ -253,6 +286,8 @@ class _Incoming:
                     correlation_id is None and _CORRELATION_ID.fullmatch(value) is not None
                 )
                 correlation_id = value
+            elif name == b"authorization":
+                self.authorization.append(value)
             elif name == b"origin":
                 self.origin = value
             elif name == b"sec-fetch-site":
@@ -296,10 +331,14 @@ def is_own_host(host: bytes) -> bool:
 
 def _decode(scope: Scope) -> None:
     """Decode path and query strictly: what is not UTF-8 is refused, never guessed."""
-    raw_path: bytes = scope.get("raw_path") or quote(scope["path"], _URI_SAFE).encode()
-    scope["path"] = decoded_path(raw_path)
+    scope["path"] = decoded_path(_raw_path(scope))
     if query := scope["query_string"]:
         scope["query_string"] = checked_query(query)
+
+
+def _raw_path(scope: Scope) -> bytes:
+    raw_path: bytes = scope.get("raw_path") or quote(scope["path"], _URI_SAFE).encode()
+    return raw_path
 
 
 def decoded_path(raw_path: bytes) -> str:

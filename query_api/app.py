@@ -9,6 +9,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.requests import Request
 from starlette.responses import Response
 
+from infra.access.guard import guarding
 from infra.problems import Problem, problem_answer
 from infra.service import Service
 from infra.settings import ApiSettings, PositiveInt
@@ -61,11 +62,15 @@ async def main(settings: QuerySettings) -> None:
         ReadModel(settings.read_model_url, settings.pool_size).connected() as read_model,
         Feed(read_model, settings.feed_streams_max).running(service.stopping) as events,
         AuditLog(settings.database_url, AUDIT_POOL_SIZE).connected() as audit_log,
+        guarding(settings) as guard,
         service.running(),
     ):
         app.state.read_model = read_model
         app.state.feed = events
         app.state.audit_log = audit_log
+        app.state.guard = guard
+        if guard is not None:
+            service.checks["access"] = guard.check
         service.checks["read model"] = read_model.check
         if settings.read_model_url == settings.database_url:
             # Elsewhere reads go on while the event store is away: that must not take us out of service.

@@ -59,6 +59,7 @@ async def import_equipment(
         raise invalid("", "a file is required, as text/csv or application/x-ndjson")
     headers = command_headers(request)
     check_no_if_match(headers)
+    headers.caller.require_vessel(code)  # before a file is read that nothing would be done with
     fingerprint = Fingerprint(request)
     rows, problems = await _read(request, fingerprint, content_type, code)
     command = ImportEquipment(code, rows, problems, skips_problems=on_error == "skip")

@@ -1,8 +1,8 @@
 """Who a request comes from, and what they may: roles, and the vessels that a grant is limited to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from starlette.types import Scope
 
@@ -22,6 +22,9 @@ _INCLUDED: Mapping[Role, frozenset[Role]] = {
 
 CALLER = "fpso.caller"
 """In the scope of a request that was let in: its `Caller`."""
+ADMITTED = "fpso.admitted"
+"""In the scope of such a request: a function that says whether it would still be let in, for what goes on for
+long. Absent where nothing can change that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,30 @@ class Caller:
             raise outside_scope()
 
 
+class NotValid(Exception):
+    """A credential lets nobody in; the message says why."""
+
+
+class Undecided(Exception):
+    """Whether a credential is valid cannot be known now; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a credential gives to whoever has it."""
+
+    caller: Caller
+    lasts: Callable[[], bool]
+    """Whether it is valid still."""
+
+
 ANYBODY = Caller("anonymous", "unauthenticated", frozenset(ROLES), None)
 """Whoever asks while access control is off."""
 
 
-def outside_scope() -> Problem:
+def outside_scope(**offender: Any) -> Problem:
     """What was asked for is not on the caller's vessels. Whether it exists at all is not said."""
-    return Problem("forbidden", "The grant is limited to vessels, and this is on none of them.")
+    return Problem("forbidden", "The grant is limited to vessels, and this is on none of them.", **offender)
 
 
 def caller_of(scope: Scope) -> Caller:

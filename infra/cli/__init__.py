@@ -10,9 +10,11 @@ import os
 import click
 
 from infra.cli.audit import audit
+from infra.cli.backup import backup, epoch, restore
 from infra.cli.dead_letters import dead_letters
 from infra.cli.history import history, replay
 from infra.cli.imports import import_file
+from infra.cli.keys import keys
 from infra.cli.projection import projection
 from infra.cli.subscriptions import subscriptions
 from infra.cli.system import become, settings
@@ -41,5 +43,8 @@ def migrate() -> None:
     become("infra.migrations", {**os.environ, **settings()})
 
 
-for command in (import_file, history, replay, tail, projection, audit, webhooks, subscriptions, dead_letters):
+for command in (
+    *(import_file, history, replay, tail, projection, audit),
+    *(keys, webhooks, subscriptions, dead_letters, backup, restore, epoch),
+):
     main.add_command(command)

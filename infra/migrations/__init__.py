@@ -16,8 +16,8 @@ from psycopg import sql
 
 log = logging.getLogger(__name__)
 
-ROLES = ("fpso_command", "fpso_relay", "fpso_projector", "fpso_query", "fpso_delivery")
-"""Each service's own role; what it may do is granted by the migrations."""
+ROLES = ("fpso_command", "fpso_relay", "fpso_projector", "fpso_query", "fpso_delivery", "fpso_admin")
+"""Each service's own role, and that of who grants access; what it may do is granted by the migrations."""
 READ_MODEL_ROLES = ("fpso_projector", "fpso_query")
 """Those that enter the read model's database, where it has one."""
 
@@ -55,7 +55,7 @@ def grant_read_model() -> None:
 def _upgrade(url: str, history: str, schema: str, passwords: dict[str, str]) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK_KEY])
-        _ensure_roles(connection, passwords)
+        ensure_roles(connection, passwords)
         connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / history))
@@ -66,7 +66,8 @@ def _upgrade(url: str, history: str, schema: str, passwords: dict[str, str]) -> 
     log.info("migrated", extra={"schema": schema})
 
 
-def _ensure_roles(connection: psycopg.Connection, passwords: dict[str, str]) -> None:
+def ensure_roles(connection: psycopg.Connection, passwords: dict[str, str]) -> None:
+    """Make the service roles that are not there yet, and give those their ``passwords``."""
     existing = {
         row[0]
         for row in connection.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", [list(ROLES)])
