@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from events.cloudevents import json_of
 from events.event import Event
+from infra.access.caller import caller_of
 from infra.audit.tree import (
     HASH_BYTES,
     TILE_WIDTH,
@@ -125,11 +126,11 @@ InAuditLog = Annotated[AuditLog, Depends(_of)]
 """The audit log as the parameter of a route."""
 
 NEWEST: LiteralString = """
-    SELECT tree_size, note FROM audit.checkpoints ORDER BY tree_size DESC LIMIT 1
+    SELECT tree_size, note FROM audit.checkpoints ORDER BY tree_size DESC, epoch DESC LIMIT 1
 """
 
 OF_SIZE: LiteralString = """
-    SELECT tree_size, note FROM audit.checkpoints WHERE tree_size = %(tree_size)s
+    SELECT tree_size, note FROM audit.checkpoints WHERE tree_size = %(tree_size)s ORDER BY epoch DESC LIMIT 1
 """
 
 KEYS: LiteralString = """
@@ -156,8 +157,11 @@ LEAF: LiteralString = """
     FROM (
         SELECT tree_size, position FROM audit.checkpoints ORDER BY tree_size DESC LIMIT 1
     ) AS newest
-    LEFT JOIN audit.checkpoints AS checkpoint
-        ON checkpoint.tree_size = coalesce(%(tree_size)s::bigint, newest.tree_size)
+    LEFT JOIN LATERAL (
+        SELECT tree_size, note FROM audit.checkpoints
+        WHERE tree_size = coalesce(%(tree_size)s::bigint, newest.tree_size)
+        ORDER BY epoch DESC LIMIT 1
+    ) AS checkpoint ON true
     LEFT JOIN LATERAL (
         SELECT number, array_position(positions, %(position)s::bigint) AS place
         FROM audit.tiles
@@ -178,6 +182,19 @@ EVENT: LiteralString = """
     LEFT JOIN head ON true
     LEFT JOIN event_log ON event_log.position = %(position)s
     WHERE checkpoints.name = 'event_log'
+"""
+
+# On which vessel what the event is about is now.
+VESSEL_OF: LiteralString = """
+    SELECT checkpoints.position,
+           CASE WHEN event_log.stream LIKE 'vessel/%%' THEN substr(event_log.stream, length('vessel/') + 1)
+                ELSE equipment.vessel_code END
+    FROM (
+        SELECT min(position) AS position FROM checkpoints WHERE name IN ('tables', 'event_log')
+    ) AS checkpoints
+    LEFT JOIN event_log ON event_log.position = %(position)s
+    LEFT JOIN equipment ON event_log.stream LIKE 'equipment/%%'
+        AND equipment.code = substr(event_log.stream, length('equipment/') + 1)
 """
 
 
@@ -396,12 +413,17 @@ def _checkpoint_not_found(tree_size: int | None) -> Problem:
     },
 )
 async def prove_inclusion(
-    which: Annotated[WhichLeaf, Query()], audit_log: InAuditLog, read_model: InReadModel
+    which: Annotated[WhichLeaf, Query()], request: Request, audit_log: InAuditLog, read_model: InReadModel
 ) -> Response:
     """An event, and the proof that it is in the tree of a signed checkpoint.
 
     An event of a moment ago may not be known here yet: give its position as `min_position` as well.
     """
+    caller = caller_of(request.scope)
+    if caller.vessels is not None:
+        min_position = max(which.position, which.min_position or 0)
+        row = await read_model.row(VESSEL_OF, {"position": which.position}, min_position, "both")
+        caller.require_vessel(row[1])
     parameters = {"position": which.position, "tree_size": which.tree_size}
     found = await audit_log.row(LEAF, parameters)
     if which.tree_size is not None and (found is None or found["tree_size"] is None):

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, LiteralString
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json, to_json
 from starlette.responses import Response
 
 from events.state import EquipmentState
 from events.values import time_text
+from infra.access.caller import caller_of
 from infra.problems import invalid
 from infra.routing import Route
 from infra.web import PathCode
@@ -82,7 +83,8 @@ class Moments(Reading):
     to: Annotated[Moment, Field(description="Compared with this moment, inclusive.")]
 
 
-# A piece that has the same version at both moments has not changed in between.
+# A piece that has the same version at both moments has not changed in between. Where a grant is limited to
+# vessels, what is on them now has a past.
 COMPARISON: LiteralString = """
     SELECT checkpoints.position, first.position, pieces.earlier, pieces.later
     FROM (
@@ -103,6 +105,9 @@ COMPARISON: LiteralString = """
             WHERE vessel_code = %(code)s AND valid_from <= %(to)s AND valid_to > %(to)s
         ) AS later ON later.code = earlier.code
         WHERE earlier.version IS DISTINCT FROM later.version
+          AND (%(scope)s::text[] IS NULL OR EXISTS (
+               SELECT FROM equipment
+               WHERE code = coalesce(earlier.code, later.code) AND vessel_code = ANY (%(scope)s)))
         ORDER BY coalesce(earlier.code, later.code)
     ) AS pieces ON true
 """
@@ -110,13 +115,21 @@ COMPARISON: LiteralString = """
 
 @router.get("/{code}/compare", **described_value(Comparison, "vessel-not-found", role="auditor"))
 async def compare_vessel(
-    code: PathCode, moments: Annotated[Moments, Query()], read_model: InReadModel
+    code: PathCode, moments: Annotated[Moments, Query()], request: Request, read_model: InReadModel
 ) -> Response:
     """What was added to a vessel, removed from it, and changed on it between two moments."""
     if moments.from_ > moments.to:
         raise invalid("/query/to", "to is earlier than from")
-    await passed(read_model, moments.to, moments, "both", "to")
-    parameters = {"code": code, "stream": f"vessel/{code}", "from": moments.from_, "to": moments.to}
+    caller = caller_of(request.scope)
+    caller.require_vessel(code)
+    await passed(caller, read_model, moments.to, moments, "both", "to")
+    parameters = {
+        "code": code,
+        "stream": f"vessel/{code}",
+        "from": moments.from_,
+        "to": moments.to,
+        "scope": caller.scope,
+    }
     rows = await read_model.rows(COMPARISON, parameters, moments.min_position, "both")
     checkpoint, first, *_ = rows[0]
     if first is None:

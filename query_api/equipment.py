@@ -10,11 +10,13 @@ from starlette.responses import Response
 
 from events.state import EquipmentState
 from events.values import Code, time_text
+from infra.access.caller import Caller, caller_of
 from infra.problems import Problem
 from infra.routing import Route
 from infra.web import PathCode
 from query_api.described import described_list, described_single
 from query_api.formats import answer_list, resource
+from query_api.freshness import Basis
 from query_api.moments import AsOf, Past, passed, state_then
 from query_api.paging import POSITION_MAX, Exact, Key, Listing, Page, Search
 from query_api.read_model import InReadModel, ReadModel, Row
@@ -83,7 +85,7 @@ _COLUMNS = ("code", "vessel_code", "name", "location", "attributes", "status", "
 
 # The keys come out of a subquery so that the plan does not depend on how many there are: see `OF_VESSEL`.
 ONE: LiteralString = """
-    SELECT checkpoints.position, asked.code, piece.version, row_to_json(piece)::text
+    SELECT checkpoints.position, asked.code, piece.version, row_to_json(piece)::text, piece.vessel_code
     FROM checkpoints
     CROSS JOIN unnest((SELECT %(keys)s::text[])) AS asked (code)
     LEFT JOIN LATERAL (
@@ -95,15 +97,23 @@ ONE: LiteralString = """
 """
 
 # What is folded into the state before: the last event until the moment, or more where the tables are behind.
+# Where a grant is limited to vessels, only as far as the tables know on which one the piece is (`basis_for`).
 ONE_IN_THE_PAST: LiteralString = """
     SELECT checkpoints.position, row_to_json(event)::text,
-           CASE WHEN event.version = base.version + 1 THEN row_to_json(base)::text END, last.position
-    FROM checkpoints
+           CASE WHEN event.version = base.version + 1 THEN row_to_json(base)::text END, last.position,
+           now.vessel_code
+    FROM (
+        SELECT min(position) AS position
+        FROM checkpoints
+        WHERE name = 'event_log' OR (name = 'tables' AND %(scope)s::text[] IS NOT NULL)
+    ) AS checkpoints
+    LEFT JOIN equipment AS now ON now.code = %(code)s
     LEFT JOIN LATERAL (
         SELECT version, position
         FROM event_log
         WHERE stream = %(stream)s AND version <= %(version)s
           AND (%(as_of)s::timestamptz IS NULL OR occurred_at <= %(as_of)s)
+          AND (%(scope)s::text[] IS NULL OR version <= now.version)
         ORDER BY version DESC
         LIMIT 1
     ) AS last ON true
@@ -120,7 +130,6 @@ ONE_IN_THE_PAST: LiteralString = """
         WHERE stream = %(stream)s AND version > coalesce(base.version, 0) AND version <= last.version
         ORDER BY version
     ) AS event ON true
-    WHERE checkpoints.name = 'event_log'
 """
 
 # The one row of checkpoints is there even when nothing else is, and it is of the same snapshot. A nested
@@ -136,6 +145,7 @@ OF_FLEET = Listing(
         SELECT code, vessel_code, name, location, attributes, status, version, position
         FROM equipment
         WHERE code > %(after_code)s
+          AND (%(scope)s::text[] IS NULL OR vessel_code = ANY (%(scope)s))
           AND (%(vessel_code)s::text IS NULL OR vessel_code = %(vessel_code)s)
           AND (%(status)s::text IS NULL OR status = %(status)s)
           AND (%(location)s::text IS NULL OR location = %(location)s)
@@ -190,7 +200,8 @@ OF_VESSEL = Listing(
 # --- Lists at a moment ------------------------------------------------------------------------------------
 #
 # The same items as then: each event of a piece of equipment has its row, with its version and position. That
-# a vessel or anything at all was there then is known from the event log, so these stand on both.
+# a vessel or anything at all was there then is known from the event log, so these stand on both. Where a
+# grant is limited to vessels, what is on them now has a past, wherever it was.
 
 
 def _require_first_event(row: Row) -> None:
@@ -226,8 +237,10 @@ OF_FLEET_THEN = Listing(
     ) AS first ON first.occurred_at <= %(as_of)s
     LEFT JOIN LATERAL (
         SELECT code, vessel_code, name, location, attributes, status, version, position
-        FROM equipment_versions
+        FROM equipment_versions AS was
         WHERE code > %(after_code)s
+          AND (%(scope)s::text[] IS NULL OR EXISTS (
+               SELECT FROM equipment WHERE code = was.code AND vessel_code = ANY (%(scope)s)))
           AND valid_from <= %(as_of)s AND valid_to > %(as_of)s
           AND (%(vessel_code)s::text IS NULL OR vessel_code = %(vessel_code)s)
           AND (%(status)s::text IS NULL OR status = %(status)s)
@@ -257,8 +270,10 @@ OF_VESSEL_THEN = Listing(
         ON first.stream = %(vessel_stream)s AND first.version = 1 AND first.occurred_at <= %(as_of)s
     LEFT JOIN LATERAL (
         SELECT code, vessel_code, name, location, attributes, status, version, position
-        FROM equipment_versions
+        FROM equipment_versions AS was
         WHERE (vessel_code, code) > (%(vessel_code)s, %(after_code)s) AND vessel_code <= %(vessel_code)s
+          AND (%(scope)s::text[] IS NULL OR EXISTS (
+               SELECT FROM equipment WHERE code = was.code AND vessel_code = ANY (%(scope)s)))
           AND valid_from <= %(as_of)s AND valid_to > %(as_of)s
           AND (%(status)s::text IS NULL OR status = %(status)s)
           AND (%(location)s::text IS NULL OR location = %(location)s)
@@ -282,7 +297,10 @@ async def list_equipment(
 
     `q` searches code, name and location.
     """
-    await passed(read_model, filters.as_of, filters, "both")
+    caller = caller_of(request.scope)
+    if filters.vessel_code is not None:
+        caller.require_vessel(filters.vessel_code)
+    await passed(caller, read_model, filters.as_of, filters, "both")
     listing = OF_FLEET_THEN if filters.as_of else OF_FLEET
     return await answer_list(request, read_model, listing, filters)
 
@@ -292,27 +310,33 @@ async def get_equipment(
     code: PathCode, past: Annotated[Past, Query()], request: Request, read_model: InReadModel
 ) -> Response:
     """One piece of equipment, now, or as its `version` or a moment (`as_of`) left it."""
-    past.check()
+    caller = caller_of(request.scope)
+    past.check(caller)
     if past.is_past:
         return await _answer_past(request, read_model, code, past)
-    checkpoint, _, version, piece = await read_model.one(ONE, code, past.min_position)
+    checkpoint, _, version, piece, vessel_code = await read_model.one(ONE, code, past.min_position)
+    caller.require_vessel(vessel_code)
     if piece is None:
         raise equipment_not_found(code, checkpoint)
     return resource(request, piece, f'"{version}"', checkpoint)
 
 
 async def _answer_past(request: Request, read_model: ReadModel, code: str, past: Past) -> Response:
-    await passed(read_model, past.as_of, past, "event_log")
+    caller = caller_of(request.scope)
+    basis = basis_for(caller)
+    await passed(caller, read_model, past.as_of, past, basis)
     stream = f"equipment/{code}"
     parameters = {
         "code": code,
         "stream": stream,
         "as_of": past.as_of,
         "version": past.version or POSITION_MAX,
+        "scope": caller.scope,
     }
-    rows = await read_model.rows(ONE_IN_THE_PAST, parameters, past.min_position, "event_log")
-    checkpoint, *_, position = rows[0]
-    events = [given(event, before) for _, event, before, _ in rows if event is not None]
+    rows = await read_model.rows(ONE_IN_THE_PAST, parameters, past.min_position, basis)
+    checkpoint, _, _, position, vessel_code = rows[0]
+    caller.require_vessel(vessel_code)
+    events = [given(event, before) for _, event, before, *_ in rows if event is not None]
     state = state_then(events, past, checkpoint, partial(equipment_not_found, code))
     assert isinstance(state, EquipmentState), "equipment's events are folded into equipment's state"
     piece = {
@@ -326,6 +350,19 @@ async def _answer_past(request: Request, read_model: ReadModel, code: str, past:
         "position": position,
     }
     return resource(request, to_json(piece).decode(), f'"{state.version}"', checkpoint)
+
+
+def basis_for(caller: Caller) -> Basis:
+    """What a piece's past stands on: on which vessel it is now, and so who may see it, the tables say."""
+    return "event_log" if caller.vessels is None else "both"
+
+
+async def require_equipment(
+    caller: Caller, read_model: ReadModel, code: str, min_position: int | None
+) -> None:
+    """Refuse equipment that is on none of the vessels of the grant, whether it exists or not."""
+    *_, vessel_code = await read_model.one(ONE, code, min_position)
+    caller.require_vessel(vessel_code)
 
 
 def equipment_not_found(code: str, checkpoint: int, **moment: Any) -> Problem:
@@ -347,7 +384,9 @@ async def list_equipment_of_vessel(
     read_model: InReadModel,
 ) -> Response:
     """What is on a vessel, by code, now or `as_of` a moment; `status=active` is what is in service there."""
-    await passed(read_model, filters.as_of, filters, "both")
+    caller = caller_of(request.scope)
+    caller.require_vessel(code)
+    await passed(caller, read_model, filters.as_of, filters, "both")
     if filters.as_of:
         listing, more = OF_VESSEL_THEN, {"vessel_stream": f"vessel/{code}"}
     else:

@@ -9,7 +9,7 @@ Server-Sent Events: https://html.spec.whatwg.org/multipage/server-sent-events.ht
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from typing import Annotated, Any
@@ -20,15 +20,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from events.values import code_of
+from infra.access.caller import Caller, caller_of
 from infra.routing import Route
-from infra.service import ABORT
 from infra.web import WAITS
+from query_api.admission import abort_of, is_admitted, require_admitted, while_admitted
 from query_api.described import described_stream, described_value
+from query_api.equipment import require_equipment
 from query_api.event_log import Selection
 from query_api.following import UNREADABLE, Bounds, Feed, Item, Page, Reader
 from query_api.freshness import Aim
 from query_api.paging import LIMIT_DEFAULT, LIMIT_MAX, POSITION_MAX, Digits, Reading
-from query_api.read_model import InReadModel
+from query_api.read_model import InReadModel, ReadModel
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ RESTART_SECONDS = 5
 """The same when the process is being stopped: EventSource gives up for good where it is refused."""
 
 _POSITION = re.compile(r"\d{1,19}", re.ASCII)
+_RESTARTED = b"retry: %d\n\n" % (1000 * RESTART_SECONDS)
+_SHUT_OUT = b": what let you in was revoked, or has expired\n\n"
 
 
 async def _of(request: Request) -> Feed:  # FastAPI sends what is not async through a thread
@@ -150,10 +154,18 @@ class Selecting(Reading):
         ),
     ] = None
 
-    @property
-    def selection(self) -> Selection:
-        """Which events that is."""
-        return Selection.of(self.type.split(",") if self.type is not None else [], self.stream)
+    async def of(self, caller: Caller, read_model: ReadModel) -> Selection:
+        """Which events that is of the caller's grant. Raises `forbidden` for a stream outside of it."""
+        selected = Selection.of(self.type.split(",") if self.type is not None else [], self.stream)
+        if caller.vessels is None:
+            return selected
+        kind, _, code = (self.stream or "").partition("/")
+        if kind == "vessel":
+            caller.require_vessel(code)
+            return selected  # it is in no other scope, ever
+        if kind == "equipment":
+            await require_equipment(caller, read_model, code, self.min_position)
+        return replace(selected, scope=tuple(caller.vessels))
 
 
 class Polling(Selecting):
@@ -277,13 +289,18 @@ class EventStream(Response):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._feed.reading(self._selection, _abort_of(scope)) as reader:
+        with self._feed.reading(self._selection, abort_of(scope)) as reader:
             page = await self._first()  # whatever goes wrong up to here is still answered as a problem
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if not scope.get("is_head"):
                 scope[WAITS] = True
-                with reader.watching(receive), closing(Outlet(reader, send)) as outlet:
+                with (
+                    reader.watching(receive),
+                    while_admitted(scope, reader.end),
+                    closing(Outlet(reader, send)) as outlet,
+                ):
                     await self._stream(reader, page, outlet)
+                    await outlet.give(_RESTARTED if is_admitted(scope) else _SHUT_OUT)
         await send({"type": "http.response.body", "body": b""})
 
     async def _first(self) -> Page:
@@ -298,7 +315,6 @@ class EventStream(Response):
         await outlet.give(opening + _blocks(page.items))
         while (page := await self._next(reader, page)).items or not reader.has_ended:
             await outlet.give(_blocks(page.items) or b": still here\n\n")
-        await outlet.give(b"retry: %d\n\n" % (1000 * RESTART_SECONDS))
 
     async def _next(self, reader: Reader, page: Page) -> Page:
         """What comes next, if anything does before it is time for a sign of life.
@@ -321,33 +337,33 @@ def _blocks(items: Iterable[Item]) -> bytes:
     )
 
 
-def _abort_of(scope: Scope) -> Callable[[], None]:
-    """Drops the connection of a request, where its server can do that."""
-    abort: Callable[[], None] = scope.get("state", {}).get(ABORT, lambda: None)
-    return abort
-
-
 # --- Routes -----------------------------------------------------------------------------------------------
 
 
 @router.get("", **described_value(EventPage, role="auditor"))
-async def list_events(polling: Annotated[Polling, Query()], request: Request, feed: InFeed) -> Response:
+async def list_events(
+    polling: Annotated[Polling, Query()], request: Request, feed: InFeed, read_model: InReadModel
+) -> Response:
     """Every event by position, or a selection; waits for the next where there is none.
 
     Go on with `after` = `next_after`, also where a page is empty: all has been seen where that has come up
-    to `head`.
+    to `head`. A grant that is limited to vessels is given their events, and those of the equipment that is
+    on them now: what comes onto them brings its past with it, which is in its history.
     """
+    selection = await polling.of(caller_of(request.scope), read_model)
     bounds = Bounds(polling.limit)
-    page = await feed.page(polling.selection, polling.after, bounds, polling.min_position)
+    page = await feed.page(selection, polling.after, bounds, polling.min_position)
     if not page.items and polling.wait:
         request.scope[WAITS] = True
         with (
-            feed.reading(polling.selection, _abort_of(request.scope)) as reader,
+            feed.reading(selection, abort_of(request.scope)) as reader,
             reader.watching(request.receive),
+            while_admitted(request.scope, reader.end),
         ):
             timer = asyncio.get_running_loop().call_later(polling.wait, reader.due)
             page = await reader.next(page, bounds)
             timer.cancel()
+        require_admitted(request.scope)
     content = b'{"items":[%b],"next_after":%d,"head":%d,"epoch":%d}' % (
         b",".join(item.json for item in page.items),
         page.next_after,
@@ -360,6 +376,7 @@ async def list_events(polling: Annotated[Polling, Query()], request: Request, fe
 @router.get("/stream", **described_stream(role="auditor"))
 async def stream_events(
     streaming: Annotated[Streaming, Query()],
+    request: Request,
     feed: InFeed,
     read_model: InReadModel,
     last_event_id: LastEventId = None,
@@ -369,6 +386,7 @@ async def stream_events(
     A stream that is lost goes on where it was: EventSource sends `Last-Event-ID` by itself. Where the answer
     is not a stream but a problem, EventSource gives up: make a new one, `after` the last position.
     """
+    selection = await streaming.of(caller_of(request.scope), read_model)
     if streaming.min_position is not None:
-        await read_model.reach(Aim("event_log", streaming.min_position))
-    return EventStream(feed, streaming.selection, streaming.after if last_event_id is None else last_event_id)
+        await read_model.reach(Aim(selection.basis, streaming.min_position))
+    return EventStream(feed, selection, streaming.after if last_event_id is None else last_event_id)

@@ -4,6 +4,8 @@ While there is anybody who waits, one task reads what is new once, writes each e
 the newest of them, bounded by number and size. Whoever is at the head is served from there, and costs no
 query however long he waits; whoever is behind pages from the database, a few at a time, until he has caught
 up. So what a slow reader has not taken yet waits in the database, not here.
+
+Whose grant is limited to vessels always pages from the database, which knows what is on them now.
 """
 
 import asyncio
@@ -150,6 +152,7 @@ class Feed:
         self._readers: set[Reader] = set()
         self._is_wanted = asyncio.Event()  # while there are readers
         self._ring: Ring | None = None  # while they are followed for
+        self._known = 0  # how far both tables and log have got, while there are readers of some vessels only
         self._pagers = asyncio.Semaphore(PAGERS)
         self._has_ended = False
 
@@ -201,7 +204,9 @@ class Feed:
 
     async def newest(self, selection: Selection, after: int, bounds: Bounds) -> Page:
         """The same from memory where it is there."""
-        page = self._ring.after(after, selection, bounds) if self._ring else None
+        page = None
+        if self._ring is not None and selection.scope is None:
+            page = self._ring.after(after, selection, bounds)
         if page is None:
             async with self._pagers:
                 page = await self.page(selection, after, bounds)
@@ -213,6 +218,7 @@ class Feed:
             await self._is_wanted.wait()
             try:
                 is_at_head = await self._advance()
+                await self._tell_of_tables()
             except UNREADABLE as error:
                 log.warning("feed not readable", extra={"cause": str(error).strip()})
                 is_well, is_at_head = False, True
@@ -241,6 +247,15 @@ class Feed:
         self._wake()
         return page.is_at_head
 
+    async def _tell_of_tables(self) -> None:
+        """Wake the readers of some vessels once the tables have got on: they stand on both."""
+        if all(reader.selection.scope is None for reader in self._readers):
+            return
+        known = (await self._read_model.progress()).of("both").position
+        if known != self._known:
+            self._known = known
+            self._wake()
+
     def _wake(self) -> None:
         for reader in self._readers:
             reader.wake()
@@ -260,10 +275,10 @@ class Reader:
 
     def __init__(self, feed: Feed, selection: Selection, abort: Callable[[], None]) -> None:
         self.abort = abort
+        self.selection = selection
         self.has_ended = False
-        """The client has gone, or the process is being stopped."""
+        """The client has gone or is not let in any longer, or the process is being stopped."""
         self._feed = feed
-        self._selection = selection
         self._is_due = False
         self._woken = asyncio.Event()
         self._woken.set()  # there may have been something before anybody told this one
@@ -298,7 +313,7 @@ class Reader:
         while not (self.has_ended or self._is_due):
             if last.is_at_head:
                 await self.woken()
-            last = await self._feed.newest(self._selection, last.next_after, bounds)
+            last = await self._feed.newest(self.selection, last.next_after, bounds)
             if last.items:
                 return last
         self._is_due = False

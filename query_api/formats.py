@@ -18,6 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from infra.access.caller import caller_of
+from query_api.admission import abort_of, require_admitted, while_admitted
 from query_api.paging import Listing, Page, link_to_next
 from query_api.read_model import ReadModel, Row
 
@@ -119,7 +121,7 @@ async def answer_list(
 ) -> Response:
     """A page of a list, or the whole list as a download; ``more`` are filters that stand in the path."""
     filters = {**page.filters(), **more}
-    parameters = {**filters, **listing.after(page.cursor, filters)}
+    parameters = {**filters, **listing.after(page.cursor, filters), "scope": caller_of(request.scope).scope}
     format_ = format_of(request)
     if format_ != "application/json" and not page.is_page:
         return Download(read_model, listing, {**parameters, "limit": None}, page.min_position, format_)
@@ -178,11 +180,13 @@ class Download(Response):
                     "Content-Disposition": _attachment(self._listing, self._format),
                 }
             )
+            require_admitted(scope)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if not scope.get("is_head"):
                 gone = asyncio.create_task(disconnected(receive))
                 try:
-                    await self._send(first, chunks, send, gone.done)
+                    with while_admitted(scope, abort_of(scope)):  # or what there is so far is taken for all
+                        await self._send(first, chunks, send, gone.done)
                 finally:
                     gone.cancel()
         await send({"type": "http.response.body", "body": b""})

@@ -7,6 +7,8 @@ fold begins with what they have, at most ``GAP_EVENTS`` earlier.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -15,10 +17,11 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from events.state import State
+from infra.access.caller import Caller, caller_of
 from infra.routing import Route
 from infra.web import PathCode
 from query_api.described import described_list
-from query_api.equipment import equipment_not_found
+from query_api.equipment import basis_for, equipment_not_found
 from query_api.formats import answer_list
 from query_api.paging import Items, Key, Listing, Page, number_key
 from query_api.read_model import InReadModel, Row
@@ -106,8 +109,9 @@ def _reading() -> Items:
     return items
 
 
-def _require_equipment(row: Row) -> None:
-    checkpoint, _, _, _, code, first = row
+def _require_equipment(caller: Caller, row: Row) -> None:
+    checkpoint, _, _, _, code, first, vessel_code = row
+    caller.require_vessel(vessel_code)
     if first is None:
         raise equipment_not_found(code, checkpoint)
 
@@ -132,18 +136,22 @@ _COLUMNS = (
     "changes",
 )
 
+# Where a grant is limited to vessels, only as far as the tables know on which one the piece is (`basis_for`).
 OF_EQUIPMENT = Listing(
     name="equipment-history",
     keys=(Key("version", first="0", check=number_key),),
     columns=_COLUMNS,
-    require=_require_equipment,
-    basis="event_log",
     reading=_reading,
     statement="""
     SELECT checkpoints.position, row_to_json(event)::text,
            CASE WHEN event.version = base.version + 1 THEN row_to_json(base)::text END,
-           event.version > %(after_version)s::bigint, %(code)s::text, first.version
-    FROM checkpoints
+           event.version > %(after_version)s::bigint, %(code)s::text, first.version, now.vessel_code
+    FROM (
+        SELECT min(position) AS position
+        FROM checkpoints
+        WHERE name = 'event_log' OR (name = 'tables' AND %(scope)s::text[] IS NOT NULL)
+    ) AS checkpoints
+    LEFT JOIN equipment AS now ON now.code = %(code)s
     LEFT JOIN event_log AS first ON first.stream = %(stream)s AND first.version = 1
     LEFT JOIN LATERAL (
         SELECT version, vessel_code, name, location, attributes, status
@@ -159,12 +167,12 @@ OF_EQUIPMENT = Listing(
         FROM event_log
         WHERE stream = %(stream)s
           AND version > greatest(base.version, %(after_version)s::bigint - %(gap)s::bigint)
+          AND (%(scope)s::text[] IS NULL OR version <= now.version)
         ORDER BY event_log.version
         LIMIT %(limit)s::bigint
               + (%(after_version)s::bigint
                  - greatest(base.version, %(after_version)s::bigint - %(gap)s::bigint, 0))
     ) AS event ON true
-    WHERE checkpoints.name = 'event_log'
     """,
 )
 
@@ -221,8 +229,9 @@ OF_VESSEL = Listing(
     """,
 )
 
-# Which events those of equipment on a vessel are is known from its versions, so this one stands on both. The
-# vessel's own are found by version: the + 0 keeps the planner from reading the log of all by position.
+# Which events those of equipment on a vessel are is known from its versions, so this one stands on both.
+# Where a grant is limited to vessels, those of what has left them since are not among them. The vessel's own
+# are found by version: the + 0 keeps the planner from reading the log of all by position.
 OF_VESSEL_AND_EQUIPMENT = Listing(
     name="vessel-history",
     keys=(Key("position", first="0", check=number_key),),
@@ -276,19 +285,23 @@ OF_VESSEL_AND_EQUIPMENT = Listing(
             UNION ALL
             (
                 SELECT position, code
-                FROM equipment_versions
+                FROM equipment_versions AS was
                 WHERE vessel_code = %(code)s
+                  AND (%(scope)s::text[] IS NULL OR EXISTS (
+                       SELECT FROM equipment WHERE code = was.code AND vessel_code = ANY (%(scope)s)))
                   AND position > %(after_position)s::bigint AND position <= checkpoints.position
-                ORDER BY equipment_versions.position
+                ORDER BY was.position
                 LIMIT %(limit)s::bigint
             )
             UNION ALL
             (
                 SELECT position, code
-                FROM equipment_versions
+                FROM equipment_versions AS was
                 WHERE left_vessel_code = %(code)s
+                  AND (%(scope)s::text[] IS NULL OR EXISTS (
+                       SELECT FROM equipment WHERE code = was.code AND vessel_code = ANY (%(scope)s)))
                   AND position > %(after_position)s::bigint AND position <= checkpoints.position
-                ORDER BY equipment_versions.position
+                ORDER BY was.position
                 LIMIT %(limit)s::bigint
             )
         ) AS found
@@ -323,8 +336,10 @@ async def list_equipment_history(
     code: PathCode, page: Annotated[Page, Query()], request: Request, read_model: InReadModel
 ) -> Response:
     """Every event of a piece of equipment, oldest first: who did it, when and why, and what it changed."""
+    caller = caller_of(request.scope)
+    listing = replace(OF_EQUIPMENT, basis=basis_for(caller), require=partial(_require_equipment, caller))
     return await answer_list(
-        request, read_model, OF_EQUIPMENT, page, code=code, stream=f"equipment/{code}", gap=GAP_EVENTS
+        request, read_model, listing, page, code=code, stream=f"equipment/{code}", gap=GAP_EVENTS
     )
 
 
@@ -340,6 +355,7 @@ async def list_vessel_history(
     read_model: InReadModel,
 ) -> Response:
     """Every event of a vessel, oldest first; with `include=equipment` also those of what was on it."""
+    caller_of(request.scope).require_vessel(code)
     listing = OF_VESSEL_AND_EQUIPMENT if filters.include else OF_VESSEL
     return await answer_list(
         request,

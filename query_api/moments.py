@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from events.state import State
 from events.values import Time, time_text
+from infra.access.caller import Caller
 from infra.problems import Problem, invalid
 from query_api.freshness import Aim, Basis
 from query_api.paging import POSITION_MAX, Digits, Page, Reading
@@ -44,8 +45,10 @@ class Past(Reading):
         """Whether the past is asked for."""
         return self.as_of is not None or self.version is not None
 
-    def check(self) -> None:
-        """One way only to name a moment."""
+    def check(self, caller: Caller) -> None:
+        """The past is for auditors, and there is one way only to name a moment."""
+        if self.is_past:
+            caller.require("auditor")
         if self.as_of is not None and self.version is not None:
             raise invalid("/query/version", "as_of and version both name a moment: give one of them")
 
@@ -57,6 +60,7 @@ class Past(Reading):
 
 
 async def passed(
+    caller: Caller,
     read_model: ReadModel,
     moment: datetime | None,
     reading: Reading | Page,
@@ -65,9 +69,11 @@ async def passed(
 ) -> None:
     """Return when all that happened by ``moment`` is in the read model, which also has ``min_position``.
 
-    Raises `invalid-request` where the moment is still to come, and `read-model-behind`.
+    Raises `forbidden` where a moment is named and the caller is no auditor, `invalid-request` where it is
+    still to come, and `read-model-behind`.
     """
     if moment is not None:
+        caller.require("auditor")
         await read_model.reach(Aim(basis, reading.min_position or 0, moment, parameter))
 
 

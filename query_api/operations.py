@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from events.values import Code, Time, money_text
+from infra.access.caller import caller_of
 from infra.problems import Problem, invalid
 from infra.routing import Route
 from infra.web import PathCode, PathOperationId
@@ -133,7 +134,8 @@ class CostFilters(Reading):
 
 
 OPERATION: LiteralString = """
-    SELECT checkpoints.position, asked.id, operation.version, row_to_json(operation)::text
+    SELECT checkpoints.position, asked.id, operation.version, row_to_json(operation)::text,
+           operation.vessel_code
     FROM checkpoints
     CROSS JOIN unnest((SELECT %(keys)s::text[])) AS asked (id)
     LEFT JOIN LATERAL (
@@ -173,11 +175,13 @@ OPERATIONS = Listing(
                voided, version, position
         FROM operations
         WHERE (operations.performed_at, id) > (%(after_performed_at)s::timestamptz, %(after_id)s)
+          AND (%(scope)s::text[] IS NULL OR vessel_code = ANY (%(scope)s))
           AND (%(vessel_code)s::text IS NULL OR vessel_code = %(vessel_code)s)
           AND (%(equipment_code)s::text IS NULL OR equipment_code = %(equipment_code)s)
           AND (%(equipment_name)s::text IS NULL OR EXISTS (
                SELECT FROM equipment
-               WHERE equipment.code = equipment_code AND equipment.name = %(equipment_name)s))
+               WHERE equipment.code = equipment_code AND equipment.name = %(equipment_name)s
+                 AND (%(scope)s::text[] IS NULL OR equipment.vessel_code = ANY (%(scope)s))))
           AND (%(type)s::text IS NULL OR type = %(type)s)
           AND (%(performed_from)s::timestamptz IS NULL OR operations.performed_at >= %(performed_from)s)
           AND (%(performed_to)s::timestamptz IS NULL OR operations.performed_at <= %(performed_to)s)
@@ -212,6 +216,8 @@ async def list_operations(
 ) -> Response:
     """Operations, the earliest performed first; voided ones are marked."""
     _check_order(filters)
+    if filters.vessel_code is not None:
+        caller_of(request.scope).require_vessel(filters.vessel_code)
     return await answer_list(request, read_model, OPERATIONS, filters)
 
 
@@ -223,7 +229,8 @@ async def get_operation(
     read_model: InReadModel,
 ) -> Response:
     """One operation."""
-    checkpoint, _, version, operation = await read_model.one(OPERATION, id, reading.min_position)
+    checkpoint, _, version, operation, vessel_code = await read_model.one(OPERATION, id, reading.min_position)
+    caller_of(request.scope).require_vessel(vessel_code)
     if operation is None:
         raise Problem(
             "operation-not-found",
@@ -236,10 +243,11 @@ async def get_operation(
 
 @router.get("/vessels/{code}/operation-costs", **described_value(Costs, "vessel-not-found", role="viewer"))
 async def get_operation_costs(
-    code: PathCode, filters: Annotated[CostFilters, Query()], read_model: InReadModel
+    code: PathCode, filters: Annotated[CostFilters, Query()], request: Request, read_model: InReadModel
 ) -> Response:
     """What the operations on a vessel's equipment cost: count, total and average, by currency and type."""
     _check_order(filters)
+    caller_of(request.scope).require_vessel(code)
     rows = await read_model.rows(
         COSTS,
         {

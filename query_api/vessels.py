@@ -9,6 +9,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from events.state import VesselState
+from infra.access.caller import caller_of
 from infra.problems import Problem
 from infra.routing import Route
 from infra.web import PathCode
@@ -169,6 +170,7 @@ VESSELS = Listing(
                version, position
         FROM vessels
         WHERE code > %(after_code)s
+          AND (%(scope)s::text[] IS NULL OR code = ANY (%(scope)s))
           AND (%(status)s::text IS NULL OR status = %(status)s)
           AND (%(q)s::text IS NULL OR code ILIKE %(q)s COLLATE "pg_c_utf8"
                OR name ILIKE %(q)s COLLATE "pg_c_utf8")
@@ -193,7 +195,9 @@ async def get_vessel(
     code: PathCode, past: Annotated[Past, Query()], request: Request, read_model: InReadModel
 ) -> Response:
     """One vessel with how much equipment is on it, now, or as its `version` or a moment (`as_of`) left it."""
-    past.check()
+    caller = caller_of(request.scope)
+    past.check(caller)
+    caller.require_vessel(code)
     if past.is_past:
         return await _answer_past(request, read_model, code, past)
     checkpoint, _, version, position, vessel = await read_model.one(VESSEL, code, past.min_position)
@@ -203,7 +207,7 @@ async def get_vessel(
 
 
 async def _answer_past(request: Request, read_model: ReadModel, code: str, past: Past) -> Response:
-    await passed(read_model, past.as_of, past, "both")
+    await passed(caller_of(request.scope), read_model, past.as_of, past, "both")
     stream = f"vessel/{code}"
     parameters = {
         "code": code,

@@ -270,6 +270,8 @@ async def test_a_page_reads_that_page_only(
         "types": list(selection.types),
         "prefixes": list(selection.prefixes),
         "stream": selection.stream,
+        "scope": None,
+        "code": None,
     }
     with psycopg.connect(fleet.url, options="-c search_path=read_model") as connection:
         connection.execute("SET ROLE fpso_query")

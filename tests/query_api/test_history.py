@@ -428,6 +428,7 @@ async def test_a_page_deep_in_a_stream_reads_that_page_only(
         "code": stream.partition("/")[2],
         "stream": stream,
         "gap": history.GAP_EVENTS,
+        "scope": None,
         "types": VESSEL_TYPES,
         "limit": 11,
         key: str(deep),

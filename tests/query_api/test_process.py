@@ -103,7 +103,7 @@ async def test_the_role_of_queries_may_read_and_nothing_else(database: str) -> N
             "limit": 1,
         }
         filters = dict.fromkeys(
-            "vessel_code equipment_code equipment_name type status location name q performed_from"
+            "scope vessel_code equipment_code equipment_name type status location name q performed_from"
             " performed_to".split()
         )
         for statement in (
