@@ -21,6 +21,12 @@ MONEY_MAX_DECIMALS = 4
 # Letters, marks, numbers, punctuation and symbols (Unicode general categories); the space is named apart.
 _CODE_CATEGORIES = frozenset("LMNPS")
 _CODE_FORBIDDEN = frozenset("/\\?#%")
+# Letters, marks and symbols that nobody sees: fillers, blanks, variation selectors. A code with one looks
+# like one without (Default_Ignorable_Code_Point of Unicode, and the blanks of Braille and of music).
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U0001d159\U000e0100-\U000e01ef]"
+)
 # Most codes; what it does not match is looked at character by character.
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9 ()+._-]+")
 # Controls and surrogates (Unicode general categories Cc and Cs).
@@ -69,6 +75,8 @@ def _check_characters(code: str) -> None:
             raise ValueError(f"a code never contains {character!r}")
         if character != " " and unicodedata.category(character)[0] not in _CODE_CATEGORIES:
             raise ValueError(f"a code never contains the character U+{ord(character):04X}")
+        if _INVISIBLE.match(character):
+            raise ValueError(f"a code never contains the invisible character U+{ord(character):04X}")
 
 
 def _without_control_characters(text: str) -> str:
@@ -140,9 +148,10 @@ Code = Annotated[
         {
             "type": "string",
             "minLength": 1,
+            "pattern": r"^[^/\\?#%]+$",
             "description": "1 to 64 characters and at most 192 bytes of UTF-8 after trimming, NFC, "
             "case-sensitive; letters, marks, numbers, punctuation, symbols and the space; "
-            "never / \\ ? # %, control or format characters, and not '.' or '..'.",
+            "never / \\ ? # %, control, format or invisible characters, and not '.' or '..'.",
             "examples": ["23-LSHH-96138 (2)"],
         }
     ),

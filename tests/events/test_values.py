@@ -62,6 +62,11 @@ def test_a_real_tag_is_a_code(code: str) -> None:
         "a\u202eb",
         "a\u00a0b",
         "\ufeffa\u2060",
+        "a\u3164",  # a Hangul filler is a letter, and a variation selector a mark, but nobody sees them
+        "a\ufe0f",
+        "a\u034fb",
+        "\u2800",
+        "\U000e0100a",
         ".",
         "..",
         "x" * 65,
