@@ -34,7 +34,7 @@ class Tree:
     position: int = 0
     """Of the last leaf's event."""
     epoch: int = 1
-    """Of the last leaf's event."""
+    """In which it was signed last."""
     edge: dict[Tile, bytes] = field(default_factory=dict)
     positions: dict[int, list[int]] = field(default_factory=dict)
     """Of the leaves' events, by number of their tile: of the edge, and of what changed."""
@@ -45,13 +45,13 @@ class Tree:
         """Over all leaves."""
         return root_of(self.size, self.edge)
 
-    def add(self, leaf_hashes: Sequence[bytes], positions: Sequence[int], epoch: int) -> None:
+    def add(self, leaf_hashes: Sequence[bytes], positions: Sequence[int]) -> None:
         """Append leaves, at least one."""
         changed = grown(self.size, self.edge, leaf_hashes)
         for index, position in enumerate(positions, self.size):
             self.positions.setdefault(index // TILE_WIDTH, []).append(position)
         self.size += len(leaf_hashes)
-        self.position, self.epoch = positions[-1], epoch
+        self.position = positions[-1]
         self.changed |= changed
         known = self.edge | changed
         self.edge = {tile: known[tile] for tile in edge_tiles(self.size)}
@@ -170,12 +170,13 @@ class AuditLog:
                 )
 
     async def checkpoints_after(self, tree_size: int, limit: int) -> list[tuple[int, str]]:
-        """At most ``limit`` sizes and notes after that of ``tree_size``, in order."""
+        """At most ``limit`` sizes and notes of this epoch after that of ``tree_size``, in order."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
                 """
                 SELECT tree_size, note FROM audit.checkpoints
-                WHERE tree_size > %s ORDER BY tree_size LIMIT %s
+                WHERE tree_size > %s AND epoch = (SELECT max(epoch) FROM event_store.epochs)
+                ORDER BY tree_size LIMIT %s
                 """,
                 [tree_size, limit],
             )
@@ -200,7 +201,7 @@ async def _newest(connection: AsyncConnection[DictRow]) -> SignedCheckpoint | No
     cursor = await connection.execute(
         """
         SELECT tree_size, root, position, epoch, note FROM audit.checkpoints
-        ORDER BY tree_size DESC LIMIT 1
+        ORDER BY tree_size DESC, epoch DESC LIMIT 1
         """
     )
     row = await cursor.fetchone()

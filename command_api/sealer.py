@@ -188,13 +188,16 @@ class Sealer:
         while not self._stopping.is_set():
             before, size = tree.position, tree.size
             await self._grow(tree)
-            signers = await self._signers(path, tree.epoch)
+            epoch = (await self._reader.head()).epoch
+            signers = await self._signers(path, epoch)
             await self._record(leadership, before, signers)
-            if tree.size == size:
+            # A new epoch signs at once, or whoever watches would take its smaller tree for the one before.
+            if tree.size == size and (tree.epoch == epoch or size == 0):
                 self._note_headway()
                 await self._listener.wait(POLL_INTERVAL)
                 continue
-            checkpoint = Checkpoint(self._origin_of(tree.epoch), tree.size, tree.root)
+            tree.epoch = epoch
+            checkpoint = Checkpoint(self._origin_of(epoch), tree.size, tree.root)
             note = signed(checkpoint.text, signers)
             await self._log.commit(leadership.term, before, tree, checkpoint.root, note)
             self._note_headway()
@@ -384,8 +387,7 @@ def _add(tree: Tree, events: Sequence[Event]) -> None:
                 raise UnreadableEvent(event.position, event.type, str(error)) from error
     finally:
         if hashes:
-            last = events[len(hashes) - 1]
-            tree.add(hashes, [event.position for event in events[: len(hashes)]], last.epoch)
+            tree.add(hashes, [event.position for event in events[: len(hashes)]])
 
 
 def _check_signed(signers: Sequence[Signer], newest: SignedCheckpoint) -> None:

@@ -531,7 +531,7 @@ async def _verified(
     checkpoints = [
         SignedCheckpoint(*row)
         for row in await fetched(
-            audit, "SELECT tree_size, root, position, epoch, note FROM audit.checkpoints ORDER BY tree_size"
+            audit, "SELECT tree_size, root, position, epoch, note FROM audit.checkpoints ORDER BY 1, 4"
         )
     ]
     keys = trusted if trusted is not None else await _recorded_keys(audit, report.findings)

@@ -56,6 +56,7 @@ class SignedCheckpoint:
     position: int
     """Of the last leaf's event."""
     epoch: int
+    """In which it was signed."""
     note: str
 
 

@@ -48,7 +48,9 @@ class SealedTree:
 
     def __init__(self, checkpoints: Sequence[SignedCheckpoint], findings: Findings) -> None:
         self._findings = findings
-        self._checkpoints = {checkpoint.tree_size: checkpoint for checkpoint in checkpoints}
+        self._checkpoints: dict[int, list[SignedCheckpoint]] = {}
+        for checkpoint in checkpoints:
+            self._checkpoints.setdefault(checkpoint.tree_size, []).append(checkpoint)
         self._nodes: list[tuple[int, bytes]] = []  # height and hash, from left to right
         self._upper: dict[int, bytearray] = {}
         self.size = 0
@@ -63,7 +65,7 @@ class SealedTree:
                 self._upper.setdefault(height // TILE_HEIGHT, bytearray()).extend(hash_)
         self._nodes.append((height, hash_))
         self.size += 1
-        if checkpoint := self._checkpoints.pop(self.size, None):
+        for checkpoint in self._checkpoints.pop(self.size, ()):
             self._compare(checkpoint, position)
 
     def _compare(self, checkpoint: SignedCheckpoint, position: int) -> None:

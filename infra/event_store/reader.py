@@ -54,6 +54,7 @@ class Head:
     """Of the last event, 0 where there is none."""
     occurred_at: datetime | None
     epoch: int
+    """The newest, of which there may be no event yet."""
     complete_until: datetime | None = None
     """By the store's clock: no event that happened by then lies beyond ``position``. None where appends in
     flight kept it from being known."""
@@ -241,9 +242,10 @@ class Reader:
 
 
 _HEAD: LiteralString = """
-    SELECT notification_id, state,
-        (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id), NULL
-    FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
+    SELECT notification_id, state, (SELECT max(epoch) FROM event_store.epochs), NULL
+    FROM (SELECT) AS always LEFT JOIN (
+        SELECT notification_id, state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
+    ) AS last ON true
 """
 
 # One message to the server, which runs it as one transaction without us: a process that is stopped cannot
@@ -254,8 +256,7 @@ _HEAD_BEHIND_BARRIER = SQL(
     """
     SET LOCAL lock_timeout = {timeout};
     SELECT pg_advisory_xact_lock_shared({key});
-    SELECT notification_id, state,
-        (SELECT max(epoch) FROM event_store.epochs WHERE from_position <= notification_id),
+    SELECT notification_id, state, (SELECT max(epoch) FROM event_store.epochs),
         clock_timestamp() - interval '1 microsecond'
     FROM (SELECT) AS always LEFT JOIN (
         SELECT notification_id, state FROM event_store.stored_events ORDER BY notification_id DESC LIMIT 1
@@ -265,12 +266,10 @@ _HEAD_BEHIND_BARRIER = SQL(
 
 
 def _head_of(row: tuple[Any, ...] | None) -> Head:
-    if row is None:
-        return Head(0, None, 1)
+    assert row is not None, "it has one row, whatever there is"
     position, state, epoch, complete_until = row
-    if position is None:
-        return Head(0, None, 1, complete_until)
-    return Head(position, _occurred_at(state), epoch or 1, complete_until)
+    occurred_at = _occurred_at(state) if state is not None else None
+    return Head(position or 0, occurred_at, epoch, complete_until)
 
 
 async def _select_rows(

@@ -144,7 +144,7 @@ async def test_the_transaction_of_a_former_leader_changes_nothing(store: Store, 
     [(term,)] = store.query("UPDATE event_store.leaders SET term = 7 WHERE name = 'sealer' RETURNING term")
     signer = Signer.generate(ORIGIN)
     tree = Tree()
-    tree.add([leaf_hash(b"a")], [1], 1)
+    tree.add([leaf_hash(b"a")], [1])
     for former, before in [(term - 1, 0), (term + 1, 0), (term, 1)]:
         with pytest.raises(LeadershipLost):
             await audit_log.commit(former, before, tree, tree.root, "note")
@@ -158,7 +158,7 @@ async def test_the_transaction_of_a_former_leader_changes_nothing(store: Store, 
 
 async def test_a_commit_waits_for_whoever_takes_the_lead(store: Store, audit_log: AuditLog) -> None:
     tree = Tree()
-    tree.add([leaf_hash(b"a")], [1], 1)
+    tree.add([leaf_hash(b"a")], [1])
     with psycopg.connect(store.database) as successor:
         successor.execute("UPDATE event_store.leaders SET term = term + 1 WHERE name = 'sealer'")
         commit = asyncio.create_task(audit_log.commit(0, 0, tree, tree.root, "note"))
@@ -224,7 +224,7 @@ async def test_nothing_is_signed_on_top_of_a_tree_that_was_changed(
 
 async def test_a_tree_that_contradicts_itself_is_not_extended(store: Store, audit_log: AuditLog) -> None:
     tree = Tree()
-    tree.add([leaf_hash(b"a"), leaf_hash(b"b"), leaf_hash(b"c")], [1, 2, 3], 1)
+    tree.add([leaf_hash(b"a"), leaf_hash(b"b"), leaf_hash(b"c")], [1, 2, 3])
     await audit_log.commit(0, 0, tree, tree.root, "note")
     resumed, newest = await audit_log.resumed()
     assert newest is not None
