@@ -8,7 +8,7 @@ from pydantic_core import to_json
 
 from events.event import Event
 from projector.copying import A_FEW, TIME, copy_rows, time_value, write_rows
-from projector.projection import Projection
+from projector.projection import BEGINNING, Projection, Reached
 
 _TYPES = (
     "int8", "int8", "int8", "int4", "text", "int8", "text", TIME,
@@ -54,6 +54,15 @@ class EventLog(Projection):
             _TYPES,
             map(_columns, batch),
         )
+
+    async def undo(self, connection: AsyncConnection[Any], start: int) -> Reached:
+        """See `Projection`."""
+        await connection.execute("DELETE FROM event_log WHERE position >= %s", [start])
+        cursor = await connection.execute(
+            "SELECT position, epoch, occurred_at FROM event_log ORDER BY position DESC LIMIT 1"
+        )
+        row = await cursor.fetchone()
+        return Reached(**row) if row else BEGINNING
 
 
 def _columns(event: Event) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import psycopg
 from prometheus_client import Counter
@@ -75,6 +75,17 @@ class Checkpoint:
     stop: Stop | None
 
 
+class Reached(NamedTuple):
+    """The last event that is written down."""
+
+    position: int
+    epoch: int
+    occurred_at: datetime | None
+
+
+BEGINNING = Reached(0, 1, None)
+
+
 class CheckpointMoved(Exception):
     """Another process has written these events already, or some of them."""
 
@@ -105,6 +116,30 @@ class Projection(ABC):
     @abstractmethod
     async def write(self, connection: AsyncConnection[Any], batch: Sequence[Event]) -> None:
         """Write ``batch`` in the transaction that stands open. Raises `Unprojectable`."""
+
+    @abstractmethod
+    async def undo(self, connection: AsyncConnection[Any], start: int) -> Reached:
+        """Undo what was written of the events from position ``start`` on; up to where all is left."""
+
+    async def rewind(self, checkpoint: int, start: int) -> None:
+        """Go back from ``checkpoint``: a restore took back what was projected from position ``start`` on.
+
+        Raises `CheckpointMoved`.
+        """
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute(
+                "SET LOCAL statement_timeout = 0"
+            )  # of many events there is much to undo
+            await self._lock(connection, checkpoint)
+            left = await self.undo(connection, start)
+            await connection.execute(
+                """
+                UPDATE checkpoints SET position = %s, epoch = %s, occurred_at = %s,
+                    stopped_position = NULL, stopped_type = NULL, stopped_cause = NULL
+                WHERE name = %s
+                """,
+                [left.position, left.epoch, left.occurred_at, self.name],
+            )
 
     async def checkpoint(self) -> Checkpoint:
         """How far it has got."""
@@ -228,6 +263,18 @@ class Tables(Projection):
             # PostgreSQL takes in what some events came to while the next are folded.
             await copy_equipment_versions(connection, versions)
         await _write_changed(connection, rows)
+
+    async def undo(self, connection: AsyncConnection[Any], start: int) -> Reached:  # noqa: ARG002
+        """See `Projection`. What a state was before is not in these tables: they are written anew."""
+        for statement in (
+            "DELETE FROM equipment_versions",
+            "DELETE FROM operations",
+            "DELETE FROM equipment",
+            "DELETE FROM vessels",
+            "UPDATE skips SET passed_over_at = NULL WHERE passed_over_at IS NOT NULL",
+        ):
+            await connection.execute(statement)
+        return BEGINNING
 
     async def _pass_over(self, refused: Unprojectable, skip: Skip) -> None:
         event = refused.event

@@ -61,8 +61,7 @@ class RewindNeeded(Exception):
 
     def __init__(self, epoch: Epoch, checkpoint: int) -> None:
         super().__init__(
-            f"epoch {epoch.epoch} began at position {epoch.from_position}, the checkpoint is {checkpoint}: "
-            "the projection must be rebuilt"
+            f"epoch {epoch.epoch} began at position {epoch.from_position}, the checkpoint is {checkpoint}"
         )
         self.epoch = epoch
 
@@ -259,9 +258,30 @@ class Subscription:
                 await self._read_on()
             else:
                 await self._wait()
-        except (Unprojectable, UnreadableEvent, ChainBroken, RewindNeeded) as error:
+        except RewindNeeded as needed:
+            await self._rewind(needed)
+        except (Unprojectable, UnreadableEvent, ChainBroken) as error:
             await self._stop(error)
             await self._until_mended(error)
+
+    async def _rewind(self, needed: RewindNeeded) -> None:
+        """Undo what a restore took back, and go on from the store."""
+        reached = self.checkpoint
+        start = min(epoch.from_position for epoch in self._epochs.known if epoch.epoch > self._epoch)
+        await self.projection.rewind(reached, start)
+        self.forget_deliveries()
+        await self._load()
+        self._is_due = True
+        self._set_stop(None)
+        log.warning(
+            "rewound",
+            extra={
+                "projection": self.name,
+                "from": reached,
+                "position": self.checkpoint,
+                "cause": str(needed),
+            },
+        )
 
     async def _wait(self) -> None:
         await self._woken.wait()
@@ -363,15 +383,13 @@ class Subscription:
         )
         self._on_progress()
 
-    async def _stop(self, error: Unprojectable | UnreadableEvent | ChainBroken | RewindNeeded) -> None:
+    async def _stop(self, error: Unprojectable | UnreadableEvent | ChainBroken) -> None:
         match error:
             case Unprojectable() | ChainBroken():
                 cause = error.cause if isinstance(error, Unprojectable) else str(error)
                 stop = Stop(error.event.position, error.event.type, cause)
             case UnreadableEvent():
                 stop = Stop(error.position, error.type, error.cause)
-            case RewindNeeded():
-                stop = Stop(error.epoch.from_position, "", str(error))
         if stop != self.stop:
             log.error(
                 "stopped",
@@ -394,9 +412,7 @@ class Subscription:
         if stop is not None:
             STOPPED_AT.labels(self.name, stop.type, stop.cause[:CAUSE_CHARACTERS]).set(stop.position)
 
-    async def _until_mended(
-        self, error: Unprojectable | UnreadableEvent | ChainBroken | RewindNeeded
-    ) -> None:
+    async def _until_mended(self, error: Unprojectable | UnreadableEvent | ChainBroken) -> None:
         """Wait until it is worth while to try again: from the store, which is the truth."""
         while True:
             await asyncio.sleep(RETRY_PAUSE)
