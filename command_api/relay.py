@@ -39,7 +39,7 @@ from infra.broker import (
     first_of,
     hold_exclusively,
     loss_of,
-    loss_of_stream,
+    loss_of_queues,
     remove_fill_exchange,
     stream_exists,
 )
@@ -163,7 +163,7 @@ class Relay:
                         group.create_task(loss_of(connection)),
                     ]
                     await self._declare(leadership, connection)
-                    watches.append(group.create_task(loss_of_stream(connection)))
+                    watches.append(group.create_task(loss_of_queues(connection)))
                     await self._publish_everything(leadership, connection)
                     for watch in watches:
                         watch.cancel()

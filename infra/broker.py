@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 EVENTS_EXCHANGE = "fpso.events"
 AUDIT_EXCHANGE = "fpso.audit"
 FILL_EXCHANGE = "fpso.events.fill"
+SET_ASIDE_EXCHANGE = "fpso.set-aside"
+"""Leads to the dead letters. The exchange without a name, which leads everywhere, is for the relay only."""
 PROJECTOR_QUEUE = "fpso.projector"
 STREAM_QUEUE = "fpso.events.stream"
 DEAD_LETTER_QUEUE = "fpso.dead-letter"
@@ -53,7 +55,7 @@ RPC_TIMEOUT = 10.0  # seconds; a declaration, a binding
 PUBLISH_TIMEOUT = 10.0  # seconds; from handing over a message to its confirm
 CLOSE_TIMEOUT = 2.0  # seconds
 SLICE_EVENTS = 100  # encoded and written at once; in between others have their turn
-STREAM_INTERVAL = 2.0  # seconds; from one look whether the stream is still there to the next
+QUEUES_INTERVAL = 2.0  # seconds; from one look whether our queues are still there to the next
 NOTE_CONTENT_TYPE = "text/plain"
 PERSISTENT = 2  # AMQP's delivery mode
 SET_ASIDE_PREFIX = "x-fpso-"  # of the headers that say why a message was set aside, and where it came from
@@ -158,7 +160,12 @@ async def declare_topology(connection: AbstractConnection, settings: BrokerSetti
     async with refusals(), connection.channel() as channel:
         await channel.declare_exchange(EVENTS_EXCHANGE, ExchangeType.TOPIC, durable=True, timeout=RPC_TIMEOUT)
     await declare_audit_exchange(connection)
+    async with refusals(), connection.channel() as channel:
+        await channel.declare_exchange(
+            SET_ASIDE_EXCHANGE, ExchangeType.FANOUT, durable=True, timeout=RPC_TIMEOUT
+        )
     await _declare(connection, DEAD_LETTER_QUEUE, _quorum(settings.projector_queue_max_messages))
+    await _bind(connection, DEAD_LETTER_QUEUE, SET_ASIDE_EXCHANGE, "")
     await _declare(
         connection,
         PROJECTOR_QUEUE,
@@ -195,21 +202,22 @@ async def stream_exists(connection: AbstractConnection) -> bool:
     return True
 
 
-async def loss_of_stream(connection: AbstractConnection) -> None:
-    """Raise `BrokerUnavailable` when there is no stream any more. Never returns.
+async def loss_of_queues(connection: AbstractConnection) -> None:
+    """Raise `BrokerUnavailable` when one of our queues is not there any more. Never returns.
 
     What is published without it is confirmed all the same, as long as any other queue takes it.
     """
     channel = await _channel(connection)
     while True:
-        try:
-            async with refusals():
-                await channel.declare_queue(STREAM_QUEUE, passive=True, timeout=RPC_TIMEOUT)
-        except BrokerUnavailable as error:
-            if isinstance(error.__cause__, ChannelNotFoundEntity):
-                raise BrokerUnavailable(f"{STREAM_QUEUE} is gone") from error
-            raise
-        await asyncio.sleep(STREAM_INTERVAL)
+        for queue in (STREAM_QUEUE, PROJECTOR_QUEUE, DEAD_LETTER_QUEUE):
+            try:
+                async with refusals():
+                    await channel.declare_queue(queue, passive=True, timeout=RPC_TIMEOUT)
+            except BrokerUnavailable as error:
+                if isinstance(error.__cause__, ChannelNotFoundEntity):
+                    raise BrokerUnavailable(f"{queue} is gone") from error
+                raise
+        await asyncio.sleep(QUEUES_INTERVAL)
 
 
 async def declare_stream(connection: AbstractConnection, settings: BrokerSettings) -> None:
@@ -345,7 +353,7 @@ def _publish_cause(event: Event, error: Exception) -> str:
         case TimeoutError():
             return f"no confirm in time {where}"
         case PublishError():
-            # Only where nobody at all is bound: a stream that is missing shows in `loss_of_stream`.
+            # Only where nobody at all is bound: a queue that is missing shows in `loss_of_queues`.
             return f"no queue is bound to receive what was published {where}"
         case _:
             return f"{cause_of(error)} {where}"
@@ -479,7 +487,7 @@ class Consumption:
         async with refusals():
             await self._channel.basic_publish(
                 message.body,
-                routing_key=DEAD_LETTER_QUEUE,
+                exchange=SET_ASIDE_EXCHANGE,
                 properties=_dead_letter_properties(message, cause),
                 mandatory=True,
                 timeout=PUBLISH_TIMEOUT,

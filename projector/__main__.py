@@ -15,10 +15,9 @@ import psycopg
 from prometheus_client import Gauge
 
 from infra import logs, service
-from infra.broker import BrokerSettings
 from infra.database import PROJECTED_CHANNEL, READ_MODEL_CHANNEL, Listener, Pool
 from infra.event_store.reader import STORE_CHANNEL, Head, Reader, reading_pool
-from infra.settings import PositiveSeconds, load
+from infra.settings import PositiveSeconds, Settings, load
 from projector.deliveries import Deliveries
 from projector.event_log import EventLog
 from projector.projection import Tables, writing_pool
@@ -34,7 +33,7 @@ LAG_SECONDS = Gauge(
 )
 
 
-class ProjectorSettings(BrokerSettings):
+class ProjectorSettings(Settings):
     """What the projector needs to know besides."""
 
     projector_headway_seconds: PositiveSeconds = 30.0
@@ -61,7 +60,7 @@ class Projector:
         )
         self.subscriptions: Sequence[Subscription] = (self.tables, self.event_log)
         self._deliveries = (
-            Deliveries(settings.amqp_url, settings, self.subscriptions, Reader(self._verifying), self._epochs)
+            Deliveries(settings.amqp_url, self.subscriptions, Reader(self._verifying), self._epochs)
             if settings.amqp_url
             else None
         )

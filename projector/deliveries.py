@@ -22,11 +22,9 @@ from events.cloudevents import event_of_message
 from events.event import Event
 from infra.broker import (
     PROJECTOR_QUEUE,
-    BrokerSettings,
     BrokerUnavailable,
     Consumption,
     connected,
-    declare_topology,
     first_of,
     loss_of,
 )
@@ -72,13 +70,11 @@ class Deliveries:
     def __init__(
         self,
         amqp_url: str,
-        settings: BrokerSettings,
         subscriptions: Sequence[Subscription],
         reader: Reader,
         epochs: Epochs,
     ) -> None:
         self._amqp_url = amqp_url
-        self._settings = settings
         self._subscriptions = subscriptions
         self._reader = reader
         self._epochs = epochs
@@ -109,20 +105,21 @@ class Deliveries:
 
     async def _consume(self) -> None:
         """Consume until the connection is lost, the broker cancels the consumer, or a projection stops."""
-        async with connected(self._amqp_url, "fpso projector") as connection:
-            await declare_topology(connection, self._settings)
-            async with Consumption.of(connection, PROJECTOR_QUEUE, PREFETCH, self._receive) as consumption:
-                self._begin()
-                async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(loss_of(connection)),
-                        group.create_task(self._watch(consumption)),
-                        group.create_task(self._verify()),
-                        group.create_task(self._set_aside(consumption)),
-                    ]
-                    await self._acknowledge(consumption)
-                    for task in tasks:
-                        task.cancel()
+        async with (
+            connected(self._amqp_url, "fpso projector") as connection,
+            Consumption.of(connection, PROJECTOR_QUEUE, PREFETCH, self._receive) as consumption,
+        ):
+            self._begin()
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(loss_of(connection)),
+                    group.create_task(self._watch(consumption)),
+                    group.create_task(self._verify()),
+                    group.create_task(self._set_aside(consumption)),
+                ]
+                await self._acknowledge(consumption)
+                for task in tasks:
+                    task.cancel()
 
     def _begin(self) -> None:
         self.cause = None

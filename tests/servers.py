@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import sql
 
+from infra.broker_users import USERS
 from infra.local.postgres import LocalPostgres
 from infra.local.rabbitmq import LocalRabbitMQ
 from infra.migrations import migrate
@@ -159,11 +160,11 @@ def _shape_of(connection: psycopg.Connection) -> object:
 class Broker(ABC):
     """A RabbitMQ server, a virtual host for each test."""
 
-    def __init__(self, url: str, management_url: str, subscriber_password: str) -> None:
+    def __init__(self, url: str, management_url: str, passwords: Mapping[str, str]) -> None:
         self.url = url
         self.management_url = management_url
-        self.subscriber_password = subscriber_password
-        """That the user `subscriber` has after every start, if there is one."""
+        self.passwords = passwords
+        """Those that our users have after every start, if they are there."""
         self._vhosts: list[str] = []
 
     @abstractmethod
@@ -189,9 +190,8 @@ class LocalBroker(Broker):
     """A private broker on this machine."""
 
     def __init__(self, server: LocalRabbitMQ) -> None:
-        password = urlsplit(server.subscriber_url).password
-        assert password
-        super().__init__(server.url, server.management_url, password)
+        passwords = {user: str(urlsplit(server.url_of(user)).password) for user in USERS}
+        super().__init__(server.url, server.management_url, passwords)
         self._server = server
 
     def control(self, *arguments: str) -> str:
@@ -208,7 +208,7 @@ class ContainerBroker(Broker):
         super().__init__(
             f"amqp://{USER}:{USER}@{host}:{container.get_exposed_port(5672)}/",
             f"http://{host}:{container.get_exposed_port(15672)}",
-            "subscriber",
+            dict.fromkeys(USERS, USER),
         )
         self._id = container.get_wrapped_container().id
 

@@ -13,7 +13,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from infra.broker_users import OWNER, SUBSCRIBER, definitions
+from infra.broker_users import OWNER, SUBSCRIBER, USERS, definitions
 from infra.local.process import (
     LOOPBACK,
     PROBE_TIMEOUT,
@@ -27,8 +27,6 @@ from infra.local.process import (
     write_private,
 )
 
-PASSWORD = "amqp"  # noqa: S105 - the name of the owner's among the passwords
-SUBSCRIBER_PASSWORD = "amqp-subscriber"  # noqa: S105 - as above
 NODE = "fpso@localhost"  # not the machine's name: the data would be lost with it
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
@@ -97,12 +95,19 @@ class LocalRabbitMQ(Startable):
     @property
     def url(self) -> str:
         """Of the virtual host ``/``, as its owner."""
-        return f"amqp://{OWNER}:{self.passwords.of(PASSWORD)}@{LOOPBACK}:{self.port}/"
+        return self.url_of(OWNER)
 
     @property
     def subscriber_url(self) -> str:
         """The same for downstream systems."""
-        return f"amqp://{SUBSCRIBER}:{self.passwords.of(SUBSCRIBER_PASSWORD)}@{LOOPBACK}:{self.port}/"
+        return self.url_of(SUBSCRIBER)
+
+    def url_of(self, user: str) -> str:
+        """The same as one of the `USERS`."""
+        return f"amqp://{user}:{self._password_of(user)}@{LOOPBACK}:{self.port}/"
+
+    def _password_of(self, user: str) -> str:
+        return self.passwords.of(f"amqp-{user}")
 
     @property
     def management_url(self) -> str:
@@ -229,8 +234,7 @@ class LocalRabbitMQ(Startable):
         write_private(
             self.home / "rabbitmq.conf", "".join(f"{key} = {value}\n" for key, value in lines.items())
         )
-        passwords = (self.passwords.of(PASSWORD), self.passwords.of(SUBSCRIBER_PASSWORD))
-        write_private(users, json.dumps(definitions(*passwords)))
+        write_private(users, json.dumps(definitions({user: self._password_of(user) for user in USERS})))
         (self.home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         cookie = self.home / ".erlang.cookie"
         if not cookie.exists():

@@ -16,6 +16,7 @@ from subprocess import TimeoutExpired
 from typing import IO
 from urllib.parse import urlsplit
 
+from infra import broker_users
 from infra.local.postgres import LocalPostgres
 from infra.local.process import (
     LOOPBACK,
@@ -62,15 +63,16 @@ class Kind:
     module: str
     role: str
     serves_http: bool = False
-    uses_broker: bool = False
+    broker_user: str | None = None
+    """As whom it connects to a broker of ours; None: not at all."""
     seals: bool = False
 
 
 KINDS = (
     Kind("command_api", "command_api", "fpso_command", serves_http=True),
     Kind("query_api", "query_api", "fpso_query", serves_http=True),
-    Kind("relay", "command_api.relay", "fpso_relay", uses_broker=True, seals=True),
-    Kind("projector", "projector", "fpso_projector", uses_broker=True),
+    Kind("relay", "command_api.relay", "fpso_relay", broker_user=broker_users.RELAY, seals=True),
+    Kind("projector", "projector", "fpso_projector", broker_user=broker_users.PROJECTOR),
     Kind("delivery", "command_api.delivery", "fpso_delivery"),
 )
 
@@ -89,7 +91,8 @@ class Options:
     """The owner's, of a server that runs already; None starts a private one."""
     read_database_url: str | None = None
     amqp_url: str | None = None
-    """Of a broker that runs already; None starts a private one, where the machine has RabbitMQ."""
+    """Of a broker that runs already, for operators and services alike; None starts a private one, where the
+    machine has RabbitMQ."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More FPSO_* variables for every service."""
 
@@ -308,8 +311,10 @@ class System(Startable):
             "FPSO_DATABASE_URL": self.url_as(kind.role),
             "FPSO_BIND": self.options.bind,
         }
-        if kind.uses_broker:
-            environment["FPSO_AMQP_URL"] = self.amqp_url
+        if kind.broker_user:
+            environment["FPSO_AMQP_URL"] = (
+                self.broker.url_of(kind.broker_user) if self.broker else self.amqp_url
+            )
         if self.options.read_database_url:
             environment["FPSO_READ_DATABASE_URL"] = as_role(
                 self.options.read_database_url, kind.role, self._passwords.of(kind.role)

@@ -15,6 +15,7 @@ from pamqp.common import FieldValue
 
 from events.cloudevents import event_of_message
 from events.event import Event, Metadata
+from infra import broker
 from infra.broker import (
     DEAD_LETTER_QUEUE,
     EVENTS_EXCHANGE,
@@ -35,6 +36,7 @@ from infra.broker import (
     filling_stream,
     hold_exclusively,
     loss_of,
+    loss_of_queues,
     remove_fill_exchange,
     stream_exists,
 )
@@ -220,6 +222,20 @@ async def test_a_lost_connection_is_noticed(broker_url: str) -> None:
         with pytest.raises(BrokerUnavailable, match="lost"):
             async with asyncio.timeout(10):
                 await watching
+
+
+@pytest.mark.parametrize("queue", [STREAM_QUEUE, PROJECTOR_QUEUE, DEAD_LETTER_QUEUE])
+async def test_a_lost_queue_is_noticed(
+    connection: AbstractConnection, monkeypatch: pytest.MonkeyPatch, queue: str
+) -> None:
+    monkeypatch.setattr(broker, "QUEUES_INTERVAL", 0.05)
+    await everything_ready(connection)
+    watching = asyncio.create_task(loss_of_queues(connection))
+    async with connection.channel() as channel:
+        await channel.queue_delete(queue)
+    with pytest.raises(BrokerUnavailable, match=f"{queue} is gone"):
+        async with asyncio.timeout(10):
+            await watching
 
 
 async def test_a_broker_that_is_not_there_is_unavailable(broker_url: str) -> None:

@@ -42,7 +42,7 @@ def test_nobody_gets_the_engines_socket(services: dict[str, Any]) -> None:
 
 def test_commands_and_queries_cannot_reach_the_broker(services: dict[str, Any]) -> None:
     reach = {name for name, service in services.items() if "broker" in service.get("networks", ())}
-    assert reach == {"rabbitmq", "relay", "projector"}
+    assert reach == {"rabbitmq", "relay", "projector", "owner"}
 
 
 def test_whoever_speaks_to_strangers_reaches_nothing_but_the_database(services: dict[str, Any]) -> None:
@@ -63,7 +63,13 @@ def test_nobody_but_the_relay_gets_the_private_keys(services: dict[str, Any]) ->
 def test_the_brokers_users_and_rights_are_those_of_make_run() -> None:
     configs = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["configs"]
     content = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", configs["rabbitmq-definitions"]["content"])
-    assert json.loads(content.replace("$$", "$")) == definitions("rabbit", "subscriber")
+    passwords = {
+        "fpso": "rabbit",
+        "fpso_relay": "relay",
+        "fpso_projector": "projector",
+        "subscriber": "subscriber",
+    }
+    assert json.loads(content.replace("$$", "$")) == definitions(passwords)
 
 
 def test_the_image_is_not_root() -> None:

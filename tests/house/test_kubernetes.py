@@ -116,7 +116,7 @@ def test_every_variable_is_a_setting_and_compose_sets_the_same(composed: dict[st
         used = {one for one in {*variables(pod["containers"][0]), *common} if one.startswith("FPSO_")}
         assert used <= known
         # Left at their defaults here, or for the command line in the container.
-        left_out = {"FPSO_BIND", "FPSO_AUTH", "FPSO_AMQP_MANAGEMENT_URL"}
+        left_out = {"FPSO_BIND", "FPSO_AUTH"}
         assert used == set(composed[name]["environment"]) - left_out
 
 
@@ -127,6 +127,8 @@ def test_only_what_is_defined_is_referred_to() -> None:
     secrets = {
         "fpso-postgres-app": {"uri"},
         "fpso-rabbitmq-default-user": {"connection_string"},
+        "relay-user-credentials": {"username", "password"},
+        "projector-user-credentials": {"username", "password"},
         "fpso-roles": {role.removeprefix("fpso_") for role in _roles()},
     }
     for pod in [*PODS.values(), pod_of(EVERY_SERVICE)]:
@@ -183,6 +185,20 @@ def test_probes_ask_the_ops_port() -> None:
     assert "FPSO_OPS_PORT=9000" in (CHECKOUT / "infra/Dockerfile").read_text()
 
 
+def test_a_service_is_the_user_of_the_broker_whose_rights_it_needs(composed: dict[str, Any]) -> None:
+    for name, pod in PROCESSES.items():
+        url = variables(pod["containers"][0]).get("FPSO_AMQP_URL")
+        assert bool(url) is (name in ("relay", "projector"))
+        if url:
+            used = {
+                one["valueFrom"]["secretKeyRef"]["name"]
+                for one in pod["containers"][0]["env"]
+                if "AMQP_" in one["name"] and "valueFrom" in one
+            }
+            assert used == {f"{name}-user-credentials"}
+            assert composed[name]["environment"]["FPSO_AMQP_URL"].startswith(f"amqp://fpso_{name}:")
+
+
 # --- who can reach whom -----------------------------------------------------------------------------------
 
 
@@ -190,7 +206,7 @@ def test_networks_are_those_of_compose(composed: dict[str, Any]) -> None:
     for network in ("gateway", "database", "broker", "webhooks"):
         [expression] = of_kind("NetworkPolicy")[network]["spec"]["podSelector"]["matchExpressions"]
         there = {name.replace("-", "_") for name in expression["values"]}
-        assert there - {"owner"} == {name for name in PROCESSES if network in composed[name]["networks"]}
+        assert there == {name for name in PODS if network in composed[name]["networks"]}
     assert of_kind("NetworkPolicy")["nothing-else"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
 
 
@@ -238,11 +254,18 @@ def test_the_edge_is_that_of_compose(composed: dict[str, Any]) -> None:
     assert composed["traefik"]["image"] == f"traefik:{values['image']['tag']}"
 
 
-def test_subscribers_have_the_rights_and_limits_of_make_run() -> None:
-    expected = broker_users.definitions("", "")
-    [permission] = [one for one in expected["permissions"] if one["user"] == broker_users.SUBSCRIBER]
-    deployed = of_kind("Permission")["subscriber"]["spec"]
-    assert {"user": "subscriber", "vhost": deployed["vhost"], **deployed["permissions"]} == permission
+def test_users_of_the_broker_have_the_rights_and_limits_of_make_run() -> None:
+    expected = broker_users.definitions(dict.fromkeys(broker_users.USERS, ""))
+    deployed = {name: one["spec"] for name, one in of_kind("Permission").items()}
+    # The owner is the operator's own.
+    assert [
+        {"user": name, "vhost": one["vhost"], **one["permissions"]} for name, one in deployed.items()
+    ] == [
+        {**one, "user": one["user"].removeprefix("fpso_")}
+        for one in expected["permissions"]
+        if one["user"] != broker_users.OWNER
+    ]
+    assert {one["userReference"]["name"] for one in deployed.values()} == set(deployed)
     [user] = [one for one in expected["users"] if one["name"] == broker_users.SUBSCRIBER]
     limits = of_kind("User")["subscriber"]["spec"]["limits"]
     assert {f"max-{name}": value for name, value in limits.items()} == user["limits"]

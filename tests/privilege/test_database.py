@@ -23,6 +23,7 @@ RIGHTS: dict[str, dict[str, set[str]]] = {
         "event_store.stored_events_notification_id_seq": {"USAGE"},
         "event_store.stored_snapshots": {R, I, D},
         "event_store.idempotency": {R, I, U, D},
+        "access.keys": READ,
     },
     "fpso_relay": {
         "event_store.stored_events": READ,
@@ -43,12 +44,17 @@ RIGHTS: dict[str, dict[str, set[str]]] = {
         "audit.tiles": READ,
         "audit.checkpoints": READ,
         "audit.keys": READ,
+        "access.keys": READ,
         **{f"read_model.{table}": READ for table in READ_MODEL},
     },
     "fpso_delivery": {
         "event_store.stored_events": READ,
         "event_store.epochs": READ,
         "delivery.webhooks": {R, I, U, D},
+    },
+    "fpso_admin": {
+        "access.keys": {R, I},
+        "access.keys.revoked_at": {U},
     },
     "public": {},
 }
@@ -166,6 +172,8 @@ FORBIDDEN = {
         "SELECT FROM read_model.equipment",
         "SELECT FROM audit.checkpoints",
         "SELECT secret FROM delivery.webhooks",
+        "INSERT INTO access.keys (name, digest, roles) VALUES ('me', sha256('x'), '{admin}')",
+        "UPDATE access.keys SET revoked_at = NULL",
     ),
     "fpso_relay": (
         "INSERT INTO event_store.stored_events VALUES ('vessel/X', 1, 'x', '{}')",
@@ -197,6 +205,13 @@ FORBIDDEN = {
         "DELETE FROM read_model.event_log",
         "UPDATE audit.checkpoints SET note = ''",
         "SELECT secret FROM delivery.webhooks",
+        "UPDATE access.keys SET roles = '{admin}'",
+    ),
+    "fpso_admin": (
+        "UPDATE access.keys SET roles = '{admin}'",
+        "DELETE FROM access.keys",
+        "SELECT FROM event_store.stored_events",
+        "SELECT FROM read_model.vessels",
     ),
     "fpso_delivery": (
         "INSERT INTO event_store.stored_events VALUES ('vessel/X', 1, 'x', '{}')",
@@ -204,6 +219,7 @@ FORBIDDEN = {
         "UPDATE event_store.leaders SET term = 9",
         "SELECT FROM read_model.equipment",
         "SELECT FROM audit.keys",
+        "SELECT FROM access.keys",
         "TRUNCATE delivery.webhooks",
     ),
 }

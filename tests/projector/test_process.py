@@ -235,7 +235,7 @@ async def _is_down(process: Process, check: str = "broker") -> bool:
     return (await process.checks()).get(check, "ok") != "ok"
 
 
-async def test_a_consumer_whose_queue_was_deleted_makes_it_again(
+async def test_a_consumer_whose_queue_was_deleted_follows_the_store_until_there_is_one_again(
     store: Store, projector: Projectors, relaying: Relaying, connection: AbstractConnection
 ) -> None:
     async with projector() as process:
@@ -244,6 +244,7 @@ async def test_a_consumer_whose_queue_was_deleted_makes_it_again(
             await (await channel.get_underlay_channel()).queue_delete(PROJECTOR_QUEUE)
         store.register_vessel(), store.register_equipment("A", "B")
         await until(is_projected(store, 3), "nothing is lost")
+        await declare_topology(connection, BrokerSettings(database_url=store.database))  # the relay's to do
         await until(lambda: is_consuming(process), "it consumes again")
         store.register_equipment("C", notify=False)
         await relaying.publish_after(3)
