@@ -17,7 +17,9 @@ if (types.some((type) => type.replace(/\.\*$/, "").includes("*"))) // AMQP knows
   throw new Error("a * stands at the end of a type, after a dot");
 const AMQP_URL = process.env.FPSO_SUBSCRIBER_AMQP_URL ?? "amqp://localhost/";
 const GATEWAY_URL = process.env.FPSO_GATEWAY_URL ?? "http://localhost:8088";
+const TOKEN = process.env.FPSO_TOKEN; // of an auditor of the whole fleet, where access control is on
 const PAGE = 1000; // events, and deliveries that are out unacknowledged
+const KEPT = 100_000; // events whose work can be undone
 const GATHERING = 20; // milliseconds, in which deliveries are gathered to be committed together
 const PREFIX = "cloudEvents_";
 const NEEDED = ["id", "source", "type", "subject", "position", "previousposition", "previousoftype"];
@@ -37,12 +39,17 @@ db.exec(`
     status TEXT, status_at INTEGER NOT NULL DEFAULT 0,
     operations INTEGER NOT NULL DEFAULT 0
   );
+  CREATE TABLE IF NOT EXISTS journal (
+    number INTEGER PRIMARY KEY, position INTEGER NOT NULL, chain TEXT NOT NULL, previous INTEGER NOT NULL,
+    code TEXT, status TEXT, status_at INTEGER, operations INTEGER
+  );
 `);
 const prepared = {};
 const prepare = (statement) => (prepared[statement] ??= db.prepare(statement));
 const run = (statement, ...parameters) => prepare(statement).run(...parameters);
 const one = (query, ...parameters) => Object.values(prepare(query).get(...parameters) ?? {})[0] ?? 0;
 const commit = () => db.isTransaction && db.exec("COMMIT");
+const reached = () => one("SELECT max(position) FROM checkpoints");
 const checkpoint = (chain) => one("SELECT position FROM checkpoints WHERE chain = ?", chain);
 const log = (text) => console.error(new Date().toISOString(), text);
 const inWords = (taken) =>
@@ -61,6 +68,29 @@ function work({ subject, type, position }) {
   if (OPERATIONS[what]) run(more, OPERATIONS[what], code);
 }
 
+// What is there before the work of an event is written down, so that it can be undone.
+function remember({ subject, position }, chain, previous) {
+  const [, kind, code] = subject.match(/^(\w+)\/(.*)$/);
+  run(
+    `INSERT INTO journal (position, chain, previous, code, status, status_at, operations)
+     SELECT ?, ?, ?, code, status, status_at, operations
+     FROM (SELECT ? AS code) LEFT JOIN equipment USING (code)`,
+    position, chain, previous, kind === "equipment" ? code : null,
+  );
+}
+
+// Brings back what was there before the first event from a position on was taken.
+function undo(start) {
+  const since = "number >= (SELECT min(number) FROM journal WHERE position >= ?)";
+  for (const row of prepare(`SELECT * FROM journal WHERE ${since} ORDER BY number DESC`).all(start)) {
+    run("DELETE FROM equipment WHERE code = ?", row.code);
+    if (row.status_at !== null)
+      run("INSERT INTO equipment VALUES (?, ?, ?, ?)", row.code, row.status, row.status_at, row.operations);
+    run("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", row.chain, row.previous);
+  }
+  run(`DELETE FROM journal WHERE ${since}`, start);
+}
+
 // The chain: what was taken before is skipped, what is missing before an event is taken from the feed first.
 async function take(event) {
   const [chain, previous] = types.length ? [event.type, event.previousoftype] : ["#", event.previousposition];
@@ -74,6 +104,7 @@ async function take(event) {
   if (previous !== checkpoint(chain))
     throw new Stopped(`chain broken: ${event.id} follows ${previous}, not ${checkpoint(chain)}`);
   if (!db.isTransaction) db.exec("BEGIN");
+  remember(event, chain, checkpoint(chain));
   try {
     work(event);
   } catch (cause) {
@@ -90,18 +121,34 @@ async function counts(epoch) {
   if (epoch > known) {
     const newer = (await get("/v1/epochs", {})).items.filter((item) => item.epoch > known);
     if (newer.every((item) => item.epoch !== epoch)) throw new Error(`the feed knows no epoch ${epoch} yet`);
-    const start = Math.min(...newer.map((item) => item.from_position));
-    if (start <= one("SELECT max(position) FROM checkpoints"))
-      throw new Stopped(`restored from a backup: what ${file} has from position ${start} on never happened`);
     known = Math.max(...newer.map((item) => item.epoch)); // older ones may still be in the stream
+    if (!db.isTransaction) db.exec("BEGIN");
     run("UPDATE subscription SET epoch = ?", known);
+    const start = Math.min(...newer.map((item) => item.from_position));
+    if (start <= reached()) {
+      const last = reached();
+      heal(start);
+      throw new Error(`restored from a backup: positions ${start} to ${last} never happened`);
+    }
   }
   return epoch >= known;
 }
 
+// Undoes what was taken from a position on, or all where the journal does not go back so far.
+function heal(start) {
+  undo(start);
+  if (reached() >= start)
+    for (const table of ["equipment", "checkpoints", "journal"]) run(`DELETE FROM ${table}`);
+  run("UPDATE subscription SET examined = min(examined, ?)", reached());
+  commit();
+  newest = 0;
+}
+
 async function get(path, query) {
   const given = new URLSearchParams(Object.entries(query).filter(([, value]) => value));
-  const answer = await fetch(`${GATEWAY_URL}${path}?${given}`, { signal: AbortSignal.timeout(30_000) });
+  const headers = TOKEN ? { Authorization: `Bearer ${TOKEN}` } : {};
+  const signal = AbortSignal.timeout(30_000);
+  const answer = await fetch(`${GATEWAY_URL}${path}?${given}`, { headers, signal });
   if (!answer.ok) throw new Error(`the feed answers ${answer.status}: ${await answer.text()}`);
   return answer.json();
 }
@@ -155,6 +202,7 @@ async function takeBatch(channel, batch) {
   }
   const offset = batch.at(-1).properties.headers["x-stream-offset"];
   if (options.stream) run("UPDATE subscription SET stream_offset = ?", offset);
+  run("DELETE FROM journal WHERE number <= (SELECT max(number) FROM journal) - ?", KEPT);
   commit();
   channel.ack(batch.at(-1), true);
   log(`delivered ${batch.length}, taken ${taken}, up to position ${newest}`);
@@ -190,7 +238,7 @@ async function follow() {
       }
       await channel.consume(queue, receive);
     }
-    log(`following from position ${one("SELECT max(position) FROM checkpoints")}`);
+    log(`following from position ${reached()}`);
     looking = setInterval(() => then(look), Number(options["look-seconds"]) * 1000);
     await ended;
   } finally {

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from time import monotonic
 from typing import Any
 from urllib.parse import urlencode
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
@@ -33,7 +33,9 @@ GATHERING = 0.02  # seconds, in which deliveries are gathered to be committed to
 PAGE = 1000  # events
 NEEDED = {"id", "source", "type", "subject", "position", "previousposition", "previousoftype"}
 PAUSE = 1.0  # seconds, before the next attempt
+KEPT = 100_000  # events whose work can be undone
 EVERYTHING = "#"
+TOKEN = os.environ.get("FPSO_TOKEN")  # of an auditor of the whole fleet, where access control is on
 # Of the broker or the feed; the last two are aio-pika's, where a connection goes in the middle of something.
 INTERRUPTIONS = (AMQPError, OSError, RuntimeError, StopAsyncIteration)
 
@@ -47,6 +49,10 @@ CREATE TABLE IF NOT EXISTS equipment (
     code TEXT PRIMARY KEY,
     status TEXT, status_at INTEGER NOT NULL DEFAULT 0,
     operations INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS journal (
+    number INTEGER PRIMARY KEY, position INTEGER NOT NULL, chain TEXT NOT NULL, previous INTEGER NOT NULL,
+    code TEXT, status TEXT, status_at INTEGER, operations INTEGER
 );
 """
 STATUS = {
@@ -73,8 +79,40 @@ def work(db: sqlite3.Connection, event: Event) -> None:
         db.execute("UPDATE equipment SET operations = operations + ? WHERE code = ?", [step, code])
 
 
+def remember(db: sqlite3.Connection, event: Event, chain: str, previous: int) -> None:
+    """Write down what is there before the work of ``event``, for `undo`."""
+    kind, _, code = event["subject"].partition("/")
+    db.execute(
+        """
+        INSERT INTO journal (position, chain, previous, code, status, status_at, operations)
+        SELECT ?, ?, ?, code, status, status_at, operations
+        FROM (SELECT ? AS code) LEFT JOIN equipment USING (code)
+        """,
+        [event["position"], chain, previous, code if kind == "equipment" else None],
+    )
+
+
+def undo(db: sqlite3.Connection, start: int) -> None:
+    """Bring back what was there before the first event from position ``start`` on was taken."""
+    since = "number >= (SELECT min(number) FROM journal WHERE position >= ?)"
+    for chain, previous, *row in db.execute(
+        f"SELECT chain, previous, code, status, status_at, operations FROM journal WHERE {since}"  # noqa: S608
+        " ORDER BY number DESC",
+        [start],
+    ).fetchall():
+        db.execute("DELETE FROM equipment WHERE code = ?", row[:1])
+        if row[2] is not None:
+            db.execute("INSERT INTO equipment VALUES (?, ?, ?, ?)", row)
+        db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", [chain, previous])
+    db.execute(f"DELETE FROM journal WHERE {since}", [start])  # noqa: S608
+
+
 class Stopped(Exception):
     """What no later attempt would mend."""
+
+
+class Restored(OSError):
+    """What was taken of a former epoch is undone; whoever is in the middle of something begins anew."""
 
 
 class Subscriber:
@@ -130,6 +168,7 @@ class Subscriber:
                 f"chain broken: {event['id']} at position {event['position']} follows {previous}, "
                 f"but the checkpoint of {chain} is {checkpoint}"
             )
+        remember(self.db, event, chain, checkpoint)
         work(self.db, event)
         self.db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", [chain, event["position"]])
         return True
@@ -146,14 +185,22 @@ class Subscriber:
             starts = {item["epoch"]: item["from_position"] for item in epochs if item["epoch"] > known}
             if epoch not in starts:
                 raise OSError(f"the feed knows no epoch {epoch} yet")
-            if (start := min(starts.values())) <= reached:
-                raise Stopped(
-                    f"the system was restored from a backup: what {self.options.file} has of positions "
-                    f"{start} to {reached} never happened. Delete it and start anew"
-                )
             known = max(starts)  # of older ones there may still be some in the stream
             self.db.execute("UPDATE subscription SET epoch = ?", [known])
+            if (start := min(starts.values())) <= reached:
+                self.heal(start)
+                raise Restored(f"restored from a backup: positions {start} to {reached} never happened")
         return bool(epoch >= known)
+
+    def heal(self, start: int) -> None:
+        """Undo what was taken from position ``start`` on, or all where the journal does not go back so far."""
+        undo(self.db, start)
+        if self.reached() >= start:
+            for table in ("equipment", "checkpoints", "journal"):
+                self.db.execute(f"DELETE FROM {table}")  # noqa: S608
+        self.db.execute("UPDATE subscription SET examined = min(examined, ?)", [self.reached()])
+        self.db.commit()
+        self.newest = 0
 
     # --- the feed ------------------------------------------------------------------------------------------
 
@@ -190,8 +237,10 @@ class Subscriber:
     async def get(self, path: str, query: dict[str, object]) -> Any:
         """The JSON document at ``path`` of the gateway. Raises OSError where there is no good answer."""
         given = urlencode({name: value for name, value in query.items() if value})
-        url = f"{self.options.gateway_url}{path}?{given}"
-        return await asyncio.to_thread(lambda: json.load(urlopen(url, timeout=30)))  # noqa: S310
+        request = Request(f"{self.options.gateway_url}{path}?{given}")  # noqa: S310 - it is the operator's
+        if TOKEN:
+            request.add_unredirected_header("Authorization", f"Bearer {TOKEN}")
+        return await asyncio.to_thread(lambda: json.load(urlopen(request, timeout=30)))  # noqa: S310
 
     # --- the broker ----------------------------------------------------------------------------------------
 
@@ -264,6 +313,9 @@ class Subscriber:
             if batch and self.options.stream:
                 offset = batch[-1].headers["x-stream-offset"]
                 self.db.execute("UPDATE subscription SET stream_offset = ?", [offset])
+            self.db.execute(
+                "DELETE FROM journal WHERE number <= (SELECT max(number) FROM journal) - ?", [KEPT]
+            )
         if batch:
             await batch[-1].ack(multiple=True)
             log.info("delivered %d, taken %d, up to position %d", len(batch), taken, self.reached())

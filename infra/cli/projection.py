@@ -75,7 +75,8 @@ def _print_projection(found: Mapping[str, Any]) -> None:
         "epoch": f"{found['epoch']}",
     }
     if stopped := found.get("stopped_at"):
-        lines["stopped at"] = f"{stopped['position']:,} {stopped['type']}: {stopped['cause']}"
+        cause = stopped["cause"] or "the cause is not told to this grant"
+        lines["stopped at"] = f"{stopped['position']:,} {stopped['type']}: {cause}"
     if rebuild := found.get("rebuild"):
         lines["rebuild"] = f"{rebuild['percent']:g} % ({rebuild['position']:,} of {rebuild['target']:,})"
         if (seconds := rebuild["seconds_left"]) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,12 @@ CONNECT_TIMEOUT = 5.0  # seconds
 ANSWER_TIMEOUT = 300.0  # seconds; an import of 100,000 rows is one commit
 ROWS_SHOWN = 50
 """As many rows of a long table are printed."""
+CREDENTIAL = "FPSO_TOKEN"
+"""Its name only: a token is in no argument, which other users of the machine would see, and in no message."""
+NO_TOKEN = f"{CREDENTIAL} is not set: it takes an API key (`fpso keys create`) or a token of the issuer."
 NOT_RUNNING = "Is the system running? `make run` starts it; --url or FPSO_GATEWAY_URL says where it is."
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,6 +68,8 @@ class ProblemAnswered(Refused):
         console.print(Text(self.message, style="bold red"), Text(f"({self.slug})", style="dim"))
         if detail := self.problem.get("detail"):
             console.print(Text(str(detail)))
+        if self.slug == "unauthenticated":
+            console.print(f"{CREDENTIAL} is not accepted." if settings().get(CREDENTIAL) else NO_TOKEN)
         errors = self.problem.get("errors") or []
         if errors and "line" in errors[0]:
             total = int(self.problem.get("total", len(errors)))
@@ -99,6 +107,16 @@ def become(module: str, environment: Mapping[str, str], *arguments: str) -> NoRe
     os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)  # noqa: S606 - no shell is wanted
 
 
+def authorization() -> Mapping[str, str]:
+    """The header that says who asks, where FPSO_TOKEN is set."""
+    token = settings().get(CREDENTIAL, "").strip()
+    if not token:
+        return {}
+    if not _TOKEN.fullmatch(token):
+        raise click.UsageError(f"{CREDENTIAL} is not a token: it has characters that no token has")
+    return {"Authorization": f"Bearer {token}"}
+
+
 @contextmanager
 def gateway_client(url: str | None) -> Iterator[httpx.Client]:
     """A client of the gateway. That nothing answers there is said as what it is."""
@@ -114,7 +132,9 @@ def gateway_client(url: str | None) -> Iterator[httpx.Client]:
     # A proxy that the environment names never stands between this machine and itself.
     trust_env = not is_loopback(parts.hostname)
     try:
-        with httpx.Client(base_url=gateway, timeout=timeout, trust_env=trust_env) as client:
+        with httpx.Client(
+            base_url=gateway, timeout=timeout, trust_env=trust_env, headers=authorization()
+        ) as client:
             yield client
     except httpx.ConnectError as error:
         raise Unreachable(f"Nothing answers at {gateway} ({error}). {NOT_RUNNING}") from None

@@ -41,6 +41,7 @@ FORMAT = "fpso-audit-witness/1"
 ANSWER_SECONDS = 15.0  # for each answer
 WEBHOOK_SECONDS = 10.0
 WEBHOOK_ATTEMPTS = 3
+NOT_LET_IN = frozenset({"unauthenticated", "forbidden"})
 ALARMS_MAX = 100
 """The first so many are kept: what began it matters most, and a state file has an end."""
 
@@ -312,7 +313,7 @@ def _check_continues(client: httpx.Client, kept: Checkpoint, claimed: Checkpoint
             answer = checked(client.get("/v1/audit/consistency", params=sizes, timeout=ANSWER_SECONDS))
             proof = answer.json()["proof"]
         except ProblemAnswered as answered:
-            if int(answered.problem.get("status", 0)) >= 500:
+            if answered.slug in NOT_LET_IN or int(answered.problem.get("status", 0)) >= 500:
                 raise NotNow(f"{answered.message}: {answered.problem.get('detail')}") from None
             text = (
                 f"The system proves no consistency of {sizes['from']} and {sizes['to']}: {answered.message}"

@@ -16,7 +16,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gateway
     thread = threading.Thread(target=gateway.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     monkeypatch.chdir(tmp_path)
-    for name in ("FPSO_AMQP_URL", "FPSO_DATABASE_URL", "FPSO_PORT"):
+    for name in ("FPSO_AMQP_URL", "FPSO_DATABASE_URL", "FPSO_PORT", "FPSO_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FPSO_GATEWAY_URL", gateway.url)
     monkeypatch.setenv("COLUMNS", "200")

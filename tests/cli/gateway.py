@@ -33,6 +33,8 @@ class Gateway:
     def __init__(self) -> None:
         self.answers: dict[tuple[str, str], list[Answer]] = {}
         self.received: list[Received] = []
+        self.unknown = Answer(404, problem("not-found", 404, "There is nothing at this path."), PROBLEM)
+        """Whatever it was not told to answer."""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -50,8 +52,8 @@ class Gateway:
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 gateway.received.append(Received(self.command, self.path, dict(self.headers), body))
-                unknown = Answer(404, problem("not-found", 404, "There is nothing at this path."), PROBLEM)
-                answers = gateway.answers.get((self.command, self.path.partition("?")[0]), [unknown])
+                place = (self.command, self.path.partition("?")[0])
+                answers = gateway.answers.get(place, [gateway.unknown])
                 answer = answers.pop(0) if len(answers) > 1 else answers[0]
                 content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
                 self.send_response(answer.status)

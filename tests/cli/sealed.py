@@ -92,7 +92,8 @@ class System:
     def answer(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
         if statuses := self.refusals.get(path):
             status = statuses.pop(0)
-            return status, problem("not-sealed-yet" if status == 503 else "internal-error", status, "Later.")
+            slug = {401: "unauthenticated", 503: "not-sealed-yet"}.get(status, "internal-error")
+            return status, problem(slug, status, "Later.")
         match path.split("/")[2:]:
             case ["audit", "checkpoint"]:
                 if self.note is None and not self.sealed:

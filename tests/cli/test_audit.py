@@ -367,8 +367,9 @@ def test_a_system_that_cannot_be_reached_is_no_alarm(system: System, state: Path
     assert unreachable.exit_code == 3
     for path in ("checkpoint", "consistency"):
         system.live(1)
-        system.refusals[f"/v1/audit/{path}"] = [503]
-        assert look(state).exit_code == 3
+        for status in (503, 401):
+            system.refusals[f"/v1/audit/{path}"] = [status]
+            assert look(state).exit_code == 3
     assert state.read_bytes() == before
     assert look(state).exit_code == 0
 

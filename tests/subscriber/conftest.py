@@ -33,6 +33,7 @@ __all__ = ["vhost"]  # a fixture
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "subscriber"
 TWINS = ("subscriber.py", "subscriber.mjs")
+TOKEN = "fpso_token-of-an-auditor"
 EVERYTHING: tuple[str, ...] = ()
 REGISTERED, ACTIVATED, DEACTIVATED, OPERATION = (
     kind.type for kind in (EquipmentRegistered, EquipmentActivated, EquipmentDeactivated, OperationRecorded)
@@ -78,6 +79,7 @@ class Subscriber:
         self.environment = environment_without("FPSO_") | {
             "FPSO_SUBSCRIBER_AMQP_URL": amqp_url,
             "FPSO_GATEWAY_URL": feed_url,
+            "FPSO_TOKEN": TOKEN,
         }
         self.process: Process | None = None
 
@@ -159,6 +161,10 @@ class Subscriber:
             CREATE TRIGGER refuse BEFORE INSERT ON checkpoints WHEN new.position = {position}
             BEGIN SELECT RAISE(ABORT, 'refused by the test'); END
         """)
+
+    def forget(self, count: int) -> None:
+        """The first so many of its journal are gone."""
+        self._query(f"DELETE FROM journal WHERE number <= {count}")
 
     def allow_checkpoint(self) -> None:
         self._query("DROP TRIGGER refuse")
@@ -250,7 +256,7 @@ def subscriber(tmp_path: Path, vhost: Vhost, feed_url: str) -> Iterator[Subscrib
 
 
 class Gateway:
-    """Stands in for a feed that has no events, and knows of restores that never were."""
+    """Stands in for a feed that has no events, knows of restores that never were, and lets in by a token only."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -273,7 +279,7 @@ def gateway() -> Iterator[Gateway]:
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
             body = json.dumps(standing_in.answer(path, dict(parse_qsl(query)))).encode()
-            self.send_response(200)
+            self.send_response(200 if self.headers["Authorization"] == f"Bearer {TOKEN}" else 401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
