@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from starlette.types import Scope
 
 from infra.access.caller import ADMITTED
-from infra.problems import Problem
+from infra.access.guard import Guard
 from infra.service import ABORT
 
 LOOK_SECONDS = 0.25
@@ -21,14 +21,11 @@ def is_admitted(scope: Scope) -> bool:
     return admitted()
 
 
-def require_admitted(scope: Scope) -> None:
+async def require_admitted(scope: Scope) -> None:
     """Refuse a caller who was let in and, after some wait, would not be any longer."""
     if not is_admitted(scope):
-        raise Problem(
-            "unauthenticated",
-            "What let this request in was revoked, or has expired.",
-            headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
-        )
+        guard: Guard = scope["app"].state.guard
+        await guard.let_in([value for name, value in scope["headers"] if name == b"authorization"])
 
 
 @contextmanager

@@ -363,7 +363,7 @@ async def list_events(
             timer = asyncio.get_running_loop().call_later(polling.wait, reader.due)
             page = await reader.next(page, bounds)
             timer.cancel()
-        require_admitted(request.scope)
+        await require_admitted(request.scope)
     content = b'{"items":[%b],"next_after":%d,"head":%d,"epoch":%d}' % (
         b",".join(item.json for item in page.items),
         page.next_after,

@@ -180,7 +180,7 @@ class Download(Response):
                     "Content-Disposition": _attachment(self._listing, self._format),
                 }
             )
-            require_admitted(scope)
+            await require_admitted(scope)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if not scope.get("is_head"):
                 gone = asyncio.create_task(disconnected(receive))
