@@ -1,7 +1,9 @@
 """The bodies of commands: which content types they have, how large they may be."""
 
 import re
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from json import JSONDecoder
 
 from starlette.requests import Request
 
@@ -19,16 +21,21 @@ FILES = ("text/csv", "application/x-ndjson")
 
 def content_type_of(request: Request) -> str:
     """The media type of the body, without parameters; empty where there is none."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return _media_type(request.headers.get("content-type", ""))
+
+
+def _media_type(given: str) -> str:
+    return given.partition(";")[0].strip().lower()
 
 
 def check_content_type(request: Request, supported: tuple[str, ...]) -> None:
     """Refuse a body of another type, or one that is compressed."""
-    given = request.headers.get("content-type", "")
-    encoding = request.headers.get("content-encoding", "identity").lower()
+    # Several lines of a header are a list: one that says two things says nothing that is supported.
+    given = ", ".join(request.headers.getlist("content-type"))
+    encoding = ", ".join(request.headers.getlist("content-encoding")).lower() or "identity"
     if given in supported and encoding == "identity":
         return
-    content_type = content_type_of(request)
+    content_type = _media_type(given)
     charset = _CHARSET.search(given)
     if charset is not None and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
         content_type = f"{content_type} in {charset[1]}"
@@ -72,4 +79,36 @@ class JsonRoute(Route):
     async def body_of(self, request: Request) -> bytes:
         """See `Route`."""
         check_content_type(request, MERGE_PATCH if request.method == "PATCH" else JSON)
-        return b"".join([piece async for piece in pieces_of(request, JSON_MAX_BYTES)])
+        body = b"".join([piece async for piece in pieces_of(request, JSON_MAX_BYTES)])
+        if (name := repeated_member(body)) is not None:
+            raise invalid("", f"the member {name!r} is there more than once")
+        return body
+
+
+def repeated_member(body: bytes) -> str | None:
+    """A member that an object in ``body`` has twice: one reader takes the first, another the last.
+
+    None too where the body is no JSON, or nested too deeply: whoever validates it says so.
+    """
+    try:
+        _DECODER.decode(body.decode())
+    except _Repeated as repeated:
+        return repeated.name
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+class _Repeated(Exception):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _once_each(members: Sequence[tuple[str, object]]) -> None:
+    if len(dict(members)) < len(members):
+        [(name, _)] = Counter(name for name, _ in members).most_common(1)
+        raise _Repeated(name)
+
+
+_DECODER = JSONDecoder(object_pairs_hook=_once_each, parse_int=str, parse_float=str)

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, StrictBool, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from command_api.bodies import repeated_member
 from command_api.commands import Row, RowProblem
 from events.catalogue import encode_data
 from events.equipment import EquipmentRegistered
@@ -148,8 +149,17 @@ def ndjson_rows(lines: Iterator[str], vessel_code: str) -> Rows:
         if not isinstance(values, dict):
             rows.refuse(line, None, "not a JSON object")
             continue
+        # Each member has a colon: as many as members leave no room for another.
+        if text.count(":") > _members(values) and (name := repeated_member(text.encode())) is not None:
+            rows.refuse(line, None, f"the member {name!r} is there more than once")
+            continue
         rows.add(line, _by_member(values))
     return rows.rows, rows.problems
+
+
+def _members(values: dict[str, Any]) -> int:
+    nested = values.get("attributes")
+    return len(values) + (len(nested) if isinstance(nested, dict) else 0)
 
 
 def _by_member(values: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,37 @@ async def test_a_body_that_is_not_json_is_refused(api: httpx.AsyncClient, conten
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b'{"code": "A", "code": "B"}',
+        b'{"code": "A", "c\\u006fde": "A"}',
+        b'{"code": "A", "name": "n", "attributes": {"x": "1", "x": "2"}}',
+    ],
+)
+async def test_a_member_that_is_there_twice_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
+    """Whoever looks at the request on its way may have read the other one."""
+    answer = await api.post("/v1/vessels", content=content, headers=JSON)
+    assert pointers(answer) == [""]
+    assert "is there more than once" in answer.json()["detail"]
+
+
+async def test_a_member_that_is_there_twice_among_many_is_found_at_once(api: httpx.AsyncClient) -> None:
+    content = "{" + ",".join(f'"{number % 99_999}":1' for number in range(100_000)) + "}"
+    answer = await api.post("/v1/vessels", content=content, headers=JSON)
+    assert answer.json()["detail"] == "the member '0' is there more than once"
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "Content-Encoding"])
+async def test_a_header_that_says_two_things_is_not_supported(api: httpx.AsyncClient, name: str) -> None:
+    first, second = {"Content-Type": JSON["content-type"], "Content-Encoding": "identity"}[name], "gzip"
+    headers = [("Content-Type", JSON["content-type"])] if name != "Content-Type" else []
+    answer = await api.post(
+        "/v1/vessels", content=b'{"code": "A"}', headers=[*headers, (name, first), (name, second)]
+    )
+    assert problem(answer) == (415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "text/csv", "", "application/jsonx"]
 )
 async def test_another_content_type_is_415(api: httpx.AsyncClient, content_type: str) -> None:

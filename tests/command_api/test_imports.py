@@ -263,6 +263,8 @@ def test_bad_bytes_are_named_by_their_line_however_the_body_comes(pieces: list[b
         (b'{"code": "A", "name": "n", "location": "l", "attributes": 1}', "attributes"),
         (b'{"code": 1, "name": "n", "location": "l"}', "code"),
         (b'{"code": "A", "name": "n", "location": "l", "active": []}', "active"),
+        (b'{"code": "A", "name": "n", "location": "l", "code": "B"}', "'code' is there more than once"),
+        (b'{"code": "A", "name": "n", "location": "l", "attributes": {"x": "", "x": ""}}', "'x' is there"),
         (
             b'{"code": "A", "vessel_code": "V", "name": "n", "location": "l", "attributes": {}, '
             b'"status": ["active"], "version": 1, "position": 1}',
