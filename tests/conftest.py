@@ -14,6 +14,7 @@ from tests.servers import Broker, Kind, Postgres, kind_of_servers, postgres_serv
 TOGETHER = (
     "tests/system/test_outages.py",
     "tests/system/",
+    "tests/faults/",
     "tests/subscriber/",
     "tests/local/test_rabbitmq.py",
     "tests/local/test_supervisor.py",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ class Plan:
     rate: float = 36.0
     """Commands a second."""
     faults: Sequence[str] = tuple(FAULTS)
+    at_least: int = 0
+    """So many faults, however long they take."""
     longest_seconds: float = 60.0
     """Of one fault."""
     healing: tuple[float, float] = HEALING
@@ -82,6 +85,8 @@ class Run:
             for name, on in (("queue", False), ("stream", True))
         ]
         self._say = say
+        for chatty in ("aio_pika", "aiormq"):  # what they report is what is done to them
+            logging.getLogger(chatty).setLevel(logging.CRITICAL + 1)
         self._started_at = time.monotonic()
         self._happened: list[dict[str, Any]] = []
         self._left_out: dict[str, str] = {}
@@ -124,7 +129,7 @@ class Run:
         until = self._started_at + self.plan.seconds
         names = list(self.plan.faults)
         number = 0
-        while time.monotonic() < until and names:
+        while names and (time.monotonic() < until or number < self.plan.at_least):
             some = [chosen(names, random) for _ in range(2 if random.random() < TOGETHER else 1)]
             async with asyncio.TaskGroup() as group:
                 for name in some:

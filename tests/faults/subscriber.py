@@ -22,6 +22,7 @@ PAUSE = 0.5  # seconds, to the next attempt
 QUEUE = "subscriber.faults"
 PREFETCH = 500
 FEED_SECONDS = 20.0
+IDLE_AT_END_SECONDS = 1.0
 IDLE_SECONDS = 5.0  # without a delivery, until the feed is asked whether something was lost at the end
 INTERRUPTIONS = (AMQPError, OSError, RuntimeError, StopAsyncIteration, httpx.HTTPError)
 Event = dict[str, Any]
@@ -139,7 +140,9 @@ async def stream_content(amqp_url: str, last: int, seconds: float) -> list[int]:
         with suppress(TimeoutError):
             async with (
                 asyncio.timeout(seconds),
-                queue.iterator(arguments={"x-stream-offset": "first"}, timeout=2.0) as messages,
+                queue.iterator(
+                    arguments={"x-stream-offset": "first"}, timeout=IDLE_AT_END_SECONDS
+                ) as messages,
             ):
                 async for message in messages:
                     positions.append(int(str(message.headers["cloudEvents_position"])))
