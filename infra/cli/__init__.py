@@ -1,8 +1,9 @@
 """``fpso``, the command line: over HTTP where it can, else ``python -m`` of the module that does the work.
 
 The settings are FPSO_* variables of the environment, else those that ``make run`` left in ``.fpso/env`` of
-the current folder. Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the system cannot be reached. Libraries
-are imported by the command that needs them, so that ``fpso --help`` answers at once.
+the current folder. FPSO_TOKEN, an API key or a token, goes with every HTTP request. Exit codes: 0 done, 1
+refused, 2 wrong usage, 3 the system cannot be reached. Libraries are imported by the command that needs them,
+so that ``fpso --help`` answers at once.
 """
 
 import os
@@ -28,6 +29,7 @@ def main() -> None:
     """FPSO System: vessels, their equipment, and every event that made them what they are.
 
     Reads .fpso/env of the current folder, which `make run` writes; FPSO_* environment variables win over it.
+    FPSO_TOKEN is the API key or token that is sent where access control is on.
     """
 
 
