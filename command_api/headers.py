@@ -68,17 +68,17 @@ def command_headers(request: Request) -> CommandHeaders:
     caller = caller_of(request.scope)
     is_known = caller.auth_type != "unauthenticated"
     if_match = _if_match(given)
-    traceparent = given.get(b"traceparent", [""])[0]
+    traceparent = ", ".join(given.get(b"traceparent", []))
     return CommandHeaders(
         caller=caller,
-        actor=caller.actor if is_known else _actor(given.get(b"x-actor", [""])[0]),
+        actor=caller.actor if is_known else _actor(given.get(b"x-actor", [])),
         correlation_id=logs.correlation_id.get() or token_hex(16),
         causation_id=token_hex(16),
         idempotency_key=_idempotency_key(given.get(b"idempotency-key", [])),
         if_match=None if if_match is None else _versions(if_match),
         has_if_match=if_match is not None,
         wait_seconds=_wait_seconds(given.get(b"prefer", [])),
-        # W3C Trace Context: a traceparent that cannot be read is ignored.
+        # W3C Trace Context: a traceparent that cannot be read is ignored, and so are two.
         traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else None,
     )
 
@@ -108,12 +108,12 @@ def check_no_if_match(headers: CommandHeaders) -> None:
         raise Problem("if-match-not-applicable", "This request does not change one existing resource.")
 
 
-def _actor(header: str) -> str:
-    if not header:
+def _actor(headers: Sequence[str]) -> str:
+    if not headers or list(headers) == [""]:
         return "anonymous"
-    if _VISIBLE.fullmatch(header) is None:
-        raise invalid("/header/X-Actor", "an opaque subject of 1 to 128 visible ASCII characters")
-    return header
+    if len(headers) > 1 or _VISIBLE.fullmatch(headers[0]) is None:
+        raise invalid("/header/X-Actor", "one opaque subject of 1 to 128 visible ASCII characters")
+    return headers[0]
 
 
 def _idempotency_key(headers: Sequence[str]) -> str | None:

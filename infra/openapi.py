@@ -64,11 +64,20 @@ REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Idempotency-Key": (
         "Makes repeating safe: the same key from the same actor with the same request gives the first answer "
         "again, for 7 days.",
-        {"type": "string", "minLength": 1, "maxLength": 255, "examples": ["5f2b7c1e-import-2026-03-03"]},
+        {
+            "type": "string",
+            "maxLength": 255,
+            "pattern": "^[!-~]([ -~]*[!-~])?$",
+            "examples": ["5f2b7c1e-import-2026-03-03"],
+        },
     ),
     "If-Match": (
         "The version that the resource must have, as its ETag said; `*` any. Weak tags never match.",
-        {"type": "string", "examples": ['"3"', "*"]},
+        {
+            "type": "string",
+            "pattern": r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$',
+            "examples": ['"3"', "*"],
+        },
     ),
     "If-None-Match": (
         "The ETags that the client has; the answer is 304 if the current one is among them.",
@@ -80,8 +89,9 @@ REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"type": "string", "examples": ["wait=5"]},
     ),
     "X-Actor": (
-        "Who gives the command, while access control is off: an opaque subject, never personal data.",
-        {"type": "string", "minLength": 1, "maxLength": 128, "examples": ["maintenance-planning"]},
+        "Who gives the command, while access control is off: an opaque subject, never personal data; "
+        "`anonymous` where it is empty or missing.",
+        {"type": "string", "maxLength": 128, "pattern": "^[!-~]*$", "examples": ["maintenance-planning"]},
     ),
     "X-Correlation-ID": (
         "Shared by all that belongs to one business transaction. Generated where missing, echoed always.",

@@ -230,6 +230,11 @@ async def test_a_bad_actor_is_refused(api: httpx.AsyncClient, actor: str) -> Non
     assert pointers(answer) == ["/header/X-Actor"]
 
 
+async def test_two_actors_are_refused(api: httpx.AsyncClient) -> None:
+    headers = [("X-Actor", "ann"), ("X-Actor", "bob")]
+    assert pointers(await api.post("/v1/vessels", json={"code": "A"}, headers=headers)) == ["/header/X-Actor"]
+
+
 async def test_a_preference_to_wait_is_honoured_when_the_projector_tells(
     api: httpx.AsyncClient, database: str
 ) -> None:
