@@ -27,12 +27,33 @@ def test_nothing_but_the_gateway_is_published_and_that_on_loopback(services: dic
     assert published == {"traefik": ["${FPSO_BIND:-127.0.0.1}:${FPSO_PORT:-8088}:8088"]}
 
 
-@pytest.mark.parametrize("name", [*OURS, "traefik"])
-def test_services_have_no_rights_and_write_nothing(services: dict[str, Any], name: str) -> None:
-    service = services[name]
-    assert service["read_only"] is True
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
+def test_no_service_has_rights_and_each_has_limits(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if name != "test":
+            assert service["pids_limit"] <= 512, name
+            assert service["mem_limit"] in ("512m", "1g", "2g"), name
+
+
+def test_services_write_nothing(services: dict[str, Any]) -> None:
+    assert {name for name, service in services.items() if not service.get("read_only")} == {
+        "rabbitmq",
+        "test",
+    }
+    for name in (*OURS, "owner", "postgres"):
+        for mounted in services[name]["tmpfs"]:
+            assert {"noexec", "nosuid", "nodev"} <= {*mounted.partition(":")[2].split(",")}, name
+
+
+def test_services_are_not_root(services: dict[str, Any]) -> None:
+    users = {name: service.get("user") for name, service in services.items()}
+    # These begin as root, with the five rights to become a user of their own; the image `test` has its own user.
+    begin_as_root = {"postgres", "rabbitmq"}
+    assert {name for name, user in users.items() if user is None} == {*begin_as_root, "test"}
+    assert {name for name, service in services.items() if "cap_add" in service} == begin_as_root
+    assert {users[name] for name in (*OURS, "owner")} == {"10001:10001"}
+    assert users["traefik"] == "65534:65534"
 
 
 def test_nobody_gets_the_engines_socket(services: dict[str, Any]) -> None:
@@ -45,8 +66,17 @@ def test_commands_and_queries_cannot_reach_the_broker(services: dict[str, Any]) 
     assert reach == {"rabbitmq", "relay", "projector", "owner"}
 
 
+def test_behind_the_database_nobody_reaches_another(services: dict[str, Any]) -> None:
+    alone = [network for network in services["postgres"]["networks"] if network != "database-owner"]
+    for network in alone:
+        [_, _] = [name for name, service in services.items() if network in service.get("networks", ())]
+    networks = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["networks"]
+    inside = {name for name, one in networks.items() if one.get("internal")}
+    assert inside == {*services["postgres"]["networks"], "gateway", "broker"}
+
+
 def test_whoever_speaks_to_strangers_reaches_nothing_but_the_database(services: dict[str, Any]) -> None:
-    assert services["delivery"]["networks"] == ["database", "webhooks"]
+    assert services["delivery"]["networks"] == ["database-delivery", "webhooks"]
     assert [name for name, one in services.items() if "webhooks" in one.get("networks", ())] == ["delivery"]
 
 
