@@ -202,7 +202,7 @@ async function takeBatch(channel, batch) {
   }
   const offset = batch.at(-1).properties.headers["x-stream-offset"];
   if (options.stream) run("UPDATE subscription SET stream_offset = ?", offset);
-  run("DELETE FROM journal WHERE number <= (SELECT max(number) FROM journal) - ?", KEPT);
+  run("DELETE FROM journal WHERE number <= ?", one("SELECT max(number) FROM journal") - KEPT);
   commit();
   channel.ack(batch.at(-1), true);
   log(`delivered ${batch.length}, taken ${taken}, up to position ${newest}`);

@@ -193,7 +193,7 @@ class Subscriber:
         return bool(epoch >= known)
 
     def heal(self, start: int) -> None:
-        """Undo what was taken from position ``start`` on, or all where the journal does not go back so far."""
+        """Undo what was taken from position ``start`` on; all where the journal does not go so far back."""
         undo(self.db, start)
         if self.reached() >= start:
             for table in ("equipment", "checkpoints", "journal"):

@@ -231,7 +231,29 @@ async def test_a_pattern_that_would_bind_nothing_is_refused(
 
 
 @both
-async def test_it_stops_where_a_restore_took_back_what_it_has_taken(
+@pytest.mark.parametrize("types", [EVERYTHING, ("fpso.equipment.*",)])
+async def test_it_undoes_what_a_restore_took_back(
+    world: World, subscriber: Subscriber, gateway: Gateway, twin: str, types: tuple[str, ...]
+) -> None:
+    subscriber.environment["FPSO_GATEWAY_URL"] = gateway.url
+    events = await chain_of(world, 10)
+    subscriber.start(twin, types)
+    await subscriber.follows()
+    await world.publishes(events)
+    await subscriber.reaches(events[-1].position)
+    assert subscriber.work() == work_of(events)
+    gateway.epochs.append(events[5].position)
+    # The restored equipment is taken out of service again, and nothing else happens.
+    anew = replace(events[5], epoch=2, data={"reason": "after the restore"})
+    await world.publishes([anew])
+    await subscriber.says("restored from a backup")
+    await subscriber.follows(2)
+    await subscriber.reaches(anew.position)
+    assert subscriber.work() == work_of([*events[:5], anew])
+
+
+@both
+async def test_it_begins_anew_where_it_cannot_undo_so_much(
     world: World, subscriber: Subscriber, gateway: Gateway, twin: str
 ) -> None:
     subscriber.environment["FPSO_GATEWAY_URL"] = gateway.url
@@ -240,12 +262,13 @@ async def test_it_stops_where_a_restore_took_back_what_it_has_taken(
     await subscriber.follows()
     await world.publishes(events)
     await subscriber.reaches(events[-1].position)
-    before = subscriber.work()
-    gateway.epochs.append(events[3].position)
-    await world.publishes([replace(events[3], epoch=2, data={"reason": "after the restore"})])
+    subscriber.forget(3)
+    gateway.epochs.append(events[1].position)
+    await world.publishes([replace(events[0], epoch=2)])  # what it reads anew
     await subscriber.says("restored from a backup")
-    await until(lambda: not subscriber.is_running, "it has ended")
-    assert subscriber.work() == before
+    await subscriber.follows(2)
+    await until(lambda: subscriber.checkpoint() == events[0].position, "it has begun anew")
+    assert subscriber.work() == work_of(events[:1])
 
 
 @both
@@ -270,4 +293,9 @@ async def test_it_goes_on_where_a_restore_took_back_only_what_it_has_not_taken(
 async def chain_of(world: World, count: int) -> list[Event]:
     """Events that begin a store."""
     first, *others = await world.happens(count)
-    return [replace(first, previous_position=0), *others]
+    events = [replace(first, previous_position=0), *others]
+    positions = {event.position for event in events}
+    return [
+        event if event.previous_of_type in positions else replace(event, previous_of_type=0)
+        for event in events
+    ]
