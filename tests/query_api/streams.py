@@ -31,7 +31,13 @@ class Stream:
 
     @classmethod
     async def opened(
-        cls, port: int, parameters: dict[str, Any] | None = None, *, last: int | None = None, buffer: int = 0
+        cls,
+        port: int,
+        parameters: dict[str, Any] | None = None,
+        *,
+        last: int | None = None,
+        token: str | None = None,
+        buffer: int = 0,
     ) -> Self:
         """Ask for a stream, after the ``last`` event; ``buffer`` bounds how much is taken unasked, in bytes."""
         connection = socket.socket()
@@ -41,6 +47,7 @@ class Stream:
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
         reader, writer = await asyncio.open_connection(sock=connection, limit=buffer or 2**20)
         headers = [] if last is None else [f"Last-Event-ID: {last}"]
+        headers += [] if token is None else [f"Authorization: Bearer {token}"]
         target = "/v1/events/stream" + (f"?{urlencode(parameters)}" if parameters else "")
         writer.write("\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode())
         head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE)).decode()
