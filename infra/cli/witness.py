@@ -55,6 +55,8 @@ class State:
     """Verifier keys that are trusted."""
     checkpoint: str | None = None
     """The last note that was consistent with all before it."""
+    earlier: tuple[str, ...] = ()
+    """Some of those before it, oldest first: by them a log that lost its end is told from another."""
     seen_at: str | None = None
     former: tuple[Mapping[str, Any], ...] = ()
     """Of logs before this one, whose end was accepted: origin and last checkpoint."""
@@ -185,18 +187,34 @@ def _judged(
         raise Alarm("malformed", f"The checkpoint is malformed: {error}", received=note) from None
     trusted = list(dict.fromkeys([*(Verifier.parse(key) for key in state.keys), *given]))
     if state.origin is not None and claimed.origin != state.origin:
-        return _other_log(state, note, claimed, trusted, accept_origin)
+        return _other_log(client, state, note, claimed, trusted, accept_origin)
     if not trusted:
         return _first_contact(client, note, claimed)
     signers = _signers(note, claimed, trusted)
+    earlier = state.earlier
     if state.checkpoint is not None and state.checkpoint != note:
-        _check_continues(client, Checkpoint.of(state.checkpoint.rpartition("\n\n")[0] + "\n"), claimed, note)
+        _check_continues(client, _said(state.checkpoint), claimed, note)
+        earlier = _thinned([*earlier, state.checkpoint], claimed.tree_size)
     learnt = _learnt(client, note, claimed, trusted)
     if state.checkpoint != note:
         facts = {"origin": claimed.origin, "tree_size": claimed.tree_size, "root": claimed.root.hex()}
         log.info("consistent", extra={**facts, "signed_by": sorted(one.key_id.hex() for one in signers)})
     keys = tuple(str(one) for one in [*trusted, *learnt])
-    return replace(state, origin=claimed.origin, keys=keys, checkpoint=note)
+    return replace(state, origin=claimed.origin, keys=keys, checkpoint=note, earlier=earlier)
+
+
+def _said(note: str) -> Checkpoint:
+    from infra.audit.checkpoint import Checkpoint
+
+    return Checkpoint.of(note.rpartition("\n\n")[0] + "\n")
+
+
+def _thinned(notes: Sequence[str], size: int) -> tuple[str, ...]:
+    """The oldest of ``notes`` for each power of two events back from ``size``: few, and not far apart."""
+    kept: dict[int, str] = {}
+    for note in notes:
+        kept.setdefault((size - _said(note).tree_size).bit_length(), note)
+    return tuple(kept.values())
 
 
 def _newest(client: httpx.Client, state: State) -> str:
@@ -269,30 +287,66 @@ def _learnt(
 
 
 def _other_log(
-    state: State, note: str, claimed: Checkpoint, trusted: Sequence[Verifier], accept_origin: str | None
+    client: httpx.Client,
+    state: State,
+    note: str,
+    claimed: Checkpoint,
+    trusted: Sequence[Verifier],
+    accept_origin: str | None,
 ) -> State:
-    """Another origin is another log: what was witnessed of the one before says nothing about it."""
+    """Another origin is another log, as after a restore; but it begins with what had been backed up then."""
     from infra.audit.note import Verifier
 
     # The same keys sign in the name of each epoch's log.
     renamed = [Verifier(claimed.origin, one.public_key) for one in trusted]
     _signers(note, claimed, renamed)
+    left = _left(client, state, claimed, note)
+    if left is None and state.earlier:
+        raise Alarm(
+            "rewritten",
+            f"The log {claimed.origin} begins with nothing that was witnessed of {state.origin}: that is no "
+            "restore of any backup taken since",
+            received=note,
+        )
     if claimed.origin != accept_origin:
         raise Alarm(
             "another-log",
             f"This is the log {claimed.origin}, not {state.origin}. A restore from a backup begins another. "
+            f"{_words_for(left, state)} "
             f"Where you know why, follow it with --accept-origin {claimed.origin}",
             received=note,
         )
-    log.warning("another log accepted", extra={"origin": claimed.origin, "former": state.origin})
+    log.warning(
+        "another log accepted", extra={"origin": claimed.origin, "former": state.origin, "left": left}
+    )
     former = {"origin": state.origin, "checkpoint": state.checkpoint, "ended_at": _now()}
     return replace(
         state,
         origin=claimed.origin,
         keys=tuple(dict.fromkeys(str(one) for one in renamed)),
         checkpoint=note,
+        earlier=tuple(one for one in state.earlier if _said(one).tree_size <= (left or 0)),
         former=(*state.former, former),
     )
+
+
+def _left(client: httpx.Client, state: State, claimed: Checkpoint, note: str) -> int | None:
+    """How many events the log surely has in common with the one witnessed; None where none can be shown."""
+    for witnessed in reversed([*state.earlier, *filter(None, [state.checkpoint])]):
+        kept = _said(witnessed)
+        with suppress(Alarm):
+            _check_continues(client, kept, claimed, note)
+            return kept.tree_size
+    return None
+
+
+def _words_for(left: int | None, state: State) -> str:
+    last = _said(state.checkpoint).tree_size if state.checkpoint else 0
+    if left is None:
+        return "Whether it begins as the one witnessed did cannot be told."
+    if left == last:
+        return f"It begins with all {last} events that were witnessed."
+    return f"It begins with the first {left} of {last} events that were witnessed; the others may be lost."
 
 
 def _check_continues(client: httpx.Client, kept: Checkpoint, claimed: Checkpoint, note: str) -> None:
@@ -394,6 +448,7 @@ def _read(state_file: Path) -> State:
             origin=stored["origin"],
             keys=tuple(stored["keys"]),
             checkpoint=stored["checkpoint"],
+            earlier=tuple(stored.get("earlier", ())),
             seen_at=stored["seen_at"],
             former=tuple(stored["former"]),
             alarms=tuple(stored["alarms"]),

@@ -1,6 +1,7 @@
 """``fpso audit``: exports that hold and exports that do not, a witness that is not deceived, new keys."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -358,6 +359,40 @@ def test_another_epochs_log_is_an_alarm_until_it_is_accepted_by_name(system: Sys
     system.signers = [Signer.generate(f"{ORIGIN}/3")]
     system.origin = f"{ORIGIN}/3"
     alarm(look(state, "--accept-origin", f"{ORIGIN}/3"), state, "forged")
+
+
+def begin_another_log(system: System) -> None:
+    system.origin = f"{ORIGIN}/2"
+    system.signers = [system.signers[0].named(system.origin)]
+    system.keys.insert(0, system.signers[0].verifier)
+
+
+def test_a_restore_is_told_from_a_rewriting(system: System, state: Path) -> None:
+    """By checkpoints of before: what had been backed up is as it was, after it comes something else."""
+    for _ in range(20):
+        look(state)
+        system.live(1)
+    look(state)
+    assert len(kept(state)["earlier"]) < 8
+    del system.events[22:]
+    system.live(3)
+    begin_another_log(system)
+    refused = look(state)
+    alarm(refused, state, "another-log")
+    left = re.search(r"begins with the first (\d+) of 29 events", refused.stderr)
+    assert left, refused.stderr
+    assert 14 < int(left[1]) <= 22
+    del system.events[5:]
+    system.live(30)
+    rewritten = look(state, "--accept-origin", system.origin)
+    alarm(rewritten, state, "rewritten")
+
+
+def test_nothing_is_lost_where_another_log_has_all_that_was_witnessed(system: System, state: Path) -> None:
+    look(state)
+    system.live(2)
+    begin_another_log(system)
+    assert "begins with all 9 events that were witnessed" in look(state).stderr
 
 
 def test_a_system_that_cannot_be_reached_is_no_alarm(system: System, state: Path) -> None:
