@@ -7,6 +7,7 @@ import random
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -261,6 +262,10 @@ def is_listening(port: int, host: str = LOOPBACK) -> bool:
         return False
 
 
+# For a process that was just started on this machine, whose certificate names where others find it.
+_UNVERIFIED = ssl._create_unverified_context()  # noqa: S323
+
+
 @dataclass(frozen=True)
 class Answer:
     """Of an HTTP request, as far as it matters here."""
@@ -270,9 +275,14 @@ class Answer:
 
 
 def answer_of(url: str, method: str = "GET") -> Answer | None:
-    """What it gives, or None where there is no answer. Never asks a proxy."""
+    """What it gives, or None where there is no answer. Never asks a proxy, nor who it is that answers."""
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or LOOPBACK, parts.port, timeout=PROBE_TIMEOUT)
+    host = parts.hostname or LOOPBACK
+    connection = (
+        HTTPSConnection(host, parts.port, timeout=PROBE_TIMEOUT, context=_UNVERIFIED)
+        if parts.scheme == "https"
+        else HTTPConnection(host, parts.port, timeout=PROBE_TIMEOUT)
+    )
     try:
         connection.request(method, f"{parts.path}?{parts.query}" if parts.query else parts.path)
         response = connection.getresponse()

@@ -18,6 +18,7 @@ from types import FrameType
 from infra.local.process import LOOPBACK, NotReady, Process, Unavailable
 from infra.local.system import Options, System
 from infra.settings import data_directory
+from infra.traefik.tls import Certificate
 
 PORT = 8088
 PAUSE = 0.5  # seconds before the second start in a row; doubled from one to the next, up to
@@ -49,7 +50,19 @@ def options_from(environment: Mapping[str, str]) -> Options:
         database_url=database_url,
         read_database_url=environment.get("FPSO_READ_DATABASE_URL") or None,
         amqp_url=environment.get("FPSO_AMQP_URL") or None,
+        certificate=_certificate_from(environment),
     )
+
+
+def _certificate_from(environment: Mapping[str, str]) -> Certificate | None:
+    names = ("FPSO_TLS_CERT_FILE", "FPSO_TLS_KEY_FILE")
+    files = [environment.get(name, "") for name in names]
+    if not any(files):
+        return None
+    for name, file in zip(names, files, strict=True):
+        if not Path(file).is_file():  # Traefik would make up a certificate of its own
+            raise ValueError(f"{name} must name a file, and {file!r} is none")
+    return Certificate(*(str(Path(file).absolute()) for file in files))
 
 
 class Supervisor:

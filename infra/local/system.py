@@ -35,6 +35,7 @@ from infra.local.rabbitmq import LocalRabbitMQ, server_program
 from infra.local.traefik import LocalTraefik
 from infra.migrations import ROLES
 from infra.traefik.routes import Backend
+from infra.traefik.tls import Certificate
 
 MIGRATION_SECONDS = 120.0
 OWN_VARIABLES = (
@@ -93,6 +94,8 @@ class Options:
     amqp_url: str | None = None
     """Of a broker that runs already, for operators and services alike; None starts a private one, where the
     machine has RabbitMQ."""
+    certificate: Certificate | None = None
+    """Of the gateway, which then speaks TLS only."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More FPSO_* variables for every service."""
 
@@ -336,6 +339,7 @@ class System(Startable):
             self._backends("query_api"),
             bind=self.options.bind,
             port=self.options.port,
+            certificate=self.options.certificate,
         )
         self.traefik.start()
         if self.services["query_api"]:

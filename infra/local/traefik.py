@@ -33,6 +33,7 @@ from infra.traefik.routes import (
     refusals,
     services_of,
 )
+from infra.traefik.tls import Certificate, entry_point, with_tls
 
 # Half of the cores are the services': a gateway that looks for work on all of them takes a fifth more.
 GARBAGE_PERCENT = "400"
@@ -54,10 +55,12 @@ class LocalTraefik(Startable):
         *,
         bind: str = LOOPBACK,
         port: int | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         self.directory = directory.absolute()
         self.bind = bind
         self.port = port or free_port(bind)
+        self._certificate = certificate
         self._backends = {"command_api": command_apis, "query_api": query_apis}
         self._home = self.directory / "traefik"
         self._access_log = self.directory / "logs" / "access.log"
@@ -73,7 +76,7 @@ class LocalTraefik(Startable):
     def url(self) -> str:
         """Where clients go; this machine's loopback where every address is served."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.bind, self.bind)  # noqa: S104
-        return f"http://{_bracketed(host)}:{self.port}"
+        return f"http{'s' if self._certificate else ''}://{_bracketed(host)}:{self.port}"
 
     def start(self) -> None:
         """Start it and wait until its rules are loaded, whether or not somebody is behind it yet."""
@@ -86,8 +89,11 @@ class LocalTraefik(Startable):
         self._access_log.parent.mkdir(parents=True, exist_ok=True)
         rotate(self._access_log)
         rules = self._home / "dynamic.yml"
-        rules.write_text(yaml.safe_dump(rules_of(self._backends), sort_keys=False))
+        dynamic = with_tls(rules_of(self._backends), self._certificate)
+        rules.write_text(yaml.safe_dump(dynamic, sort_keys=False))
         static = static_configuration(f"{_bracketed(self.bind)}:{self.port}", rules, self._access_log)
+        if self._certificate:
+            static["entryPoints"]["web"]["http"] |= entry_point("file")
         (self._home / "static.yml").write_text(yaml.safe_dump(static, sort_keys=False))
         self.process.start()
 

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from infra import logs
 from infra.service import run, serve
 from infra.traefik.routes import Backend, routes
+from infra.traefik.tls import Certificate, with_tls
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ class Replicas:
         return True
 
 
-def create_app(command_api: Replicas, query_api: Replicas, health_port: int) -> Starlette:
+def create_app(
+    command_api: Replicas, query_api: Replicas, health_port: int, certificate: Certificate | None = None
+) -> Starlette:
     """What Traefik asks, and /livez."""
 
     async def configuration(_: Request) -> Response:
@@ -83,7 +86,7 @@ def create_app(command_api: Replicas, query_api: Replicas, health_port: int) -> 
             [Backend(url, f"http://{urlsplit(url).hostname}:{health_port}") for url in await replicas.look()]
             for replicas in (command_api, query_api)
         ]
-        found = routes(commands, queries)
+        found = with_tls(routes(commands, queries), certificate)
         return Response(to_json(found), media_type="application/json")
 
     async def livez(_: Request) -> Response:
@@ -96,12 +99,21 @@ def create_app(command_api: Replicas, query_api: Replicas, health_port: int) -> 
 @click.option("--command-api", default="command_api:8000", metavar="NAME:PORT", show_default=True)
 @click.option("--query-api", default="query_api:8000", metavar="NAME:PORT", show_default=True)
 @click.option("--health-port", default=9000, show_default=True, help="Where a replica answers /readyz.")
+@click.option("--certificate", type=(str, str), metavar="CERTIFICATE KEY", help="Traefik's files.")
 @click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104 - the gateway's network only
 @click.option("--port", default=8000, show_default=True)
-def main(command_api: str, query_api: str, health_port: int, host: str, port: int) -> None:
+def main(
+    command_api: str,
+    query_api: str,
+    health_port: int,
+    certificate: tuple[str, str] | None,
+    host: str,
+    port: int,
+) -> None:
     """Serve until SIGTERM."""
     logs.configure("gateway_discovery", "INFO")
-    app = create_app(Replicas(command_api), Replicas(query_api), health_port)
+    tls = Certificate(*certificate) if certificate else None
+    app = create_app(Replicas(command_api), Replicas(query_api), health_port, tls)
 
     async def serve_until_stopped() -> None:
         stopping = asyncio.Event()
