@@ -14,8 +14,10 @@ from tests.servers import Broker, Kind, Postgres, kind_of_servers, postgres_serv
 TOGETHER = (
     "tests/system/test_outages.py",
     "tests/system/",
+    "tests/access/",
     "tests/faults/",
     "tests/subscriber/",
+    "tests/backup/",
     "tests/local/test_rabbitmq.py",
     "tests/local/test_supervisor.py",
 )

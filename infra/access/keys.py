@@ -8,7 +8,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from secrets import token_urlsafe
@@ -30,9 +30,11 @@ POLL_SECONDS = 0.5
 """A notification only wakes: the keys are read so often in any case."""
 CURRENT_SECONDS = 1.0
 """For so long what was read is relied upon."""
+PAUSE_SECONDS = 0.02
+"""Between two times, however many ask."""
 READ_SECONDS = 2.0
 WAIT_SECONDS = 2.0
-"""How long a request waits for the keys to be read again, when they have not been for a while."""
+"""How long a request waits for that."""
 RECONNECT_PAUSE = 0.25  # seconds
 
 VALID: LiteralString = """
@@ -59,8 +61,9 @@ class Keys:
         self._valid: Mapping[bytes, tuple[bytes, Admission]] = {}
         """By the first half of the digest; the whole is compared in constant time."""
         self._read_at = float("-inf")
-        """When the database was last asked, of the times that it answered."""
+        """When the last reading began that was answered."""
         self._read = asyncio.Condition()
+        self._wake = asyncio.Event()
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator["Keys"]:
@@ -79,9 +82,12 @@ class Keys:
 
     async def find(self, key: str) -> Admission:
         """Whom ``key`` lets in. Raises `NotValid` and `Undecided`."""
-        if not self.is_current:
+        digest = digest_of(key)
+        admission = self._of(digest) if self.is_current else None
+        if admission is None:  # it may have been made a moment ago
             await self._reading()
-        if (admission := self._of(digest_of(key))) is None:
+            admission = self._of(digest)
+        if admission is None:
             raise NotValid("The API key is not valid.")
         return admission
 
@@ -93,10 +99,12 @@ class Keys:
         return self.is_current and self._of(digest) is not None
 
     async def _reading(self) -> None:
-        """The next time that the keys are read, for all who wait for it."""
+        """Have the keys read once more, together with all who ask for it meanwhile."""
+        asked_at = monotonic()
+        self._wake.set()
         try:
             async with asyncio.timeout(WAIT_SECONDS), self._read:
-                await self._read.wait_for(lambda: self.is_current)
+                await self._read.wait_for(lambda: self._read_at >= asked_at)
         except TimeoutError:
             raise Undecided("The API keys cannot be read now.") from None
 
@@ -111,7 +119,7 @@ class Keys:
                     **KEEPALIVE,
                 ) as connection:
                     await self._follow_on(connection)
-            except psycopg.Error as error:
+            except (psycopg.Error, OSError) as error:
                 log.warning("keys not readable", extra={"cause": str(error).strip()})
             await asyncio.sleep(RECONNECT_PAUSE)
 
@@ -119,17 +127,29 @@ class Keys:
         with Limit.of(connection, READ_SECONDS) as limit:
             await connection.execute(f"LISTEN {CHANNEL}")
             while True:
+                self._wake.clear()
                 limit.restart(READ_SECONDS)
-                asked_at = monotonic()
+                began_at = monotonic()
                 rows = await fetched(connection, VALID)
                 limit.stop()
                 if rows != self._rows:
                     self._rows, self._valid = rows, {row[0][:16]: self._admission(*row) for row in rows}
                 async with self._read:
-                    self._read_at = asked_at
+                    self._read_at = began_at
                     self._read.notify_all()
-                async for _ in connection.notifies(timeout=POLL_SECONDS, stop_after=1):
-                    pass
+                await asyncio.sleep(PAUSE_SECONDS)
+                await self._woken(connection.fileno())
+
+    async def _woken(self, connection: int) -> None:
+        """Whatever comes on the connection wakes, unasked as it is; and whoever has a key that is unknown."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(connection, self._wake.set)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wake.wait()
+        finally:
+            loop.remove_reader(connection)
 
     def _admission(
         self, digest: bytes, name: str, roles: list[Any], vessels: list[str] | None

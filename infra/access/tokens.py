@@ -6,7 +6,8 @@ algorithms are accepted (asymmetric ones only), and what the claims mean here.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from joserfc import jwt
-from joserfc.errors import ClaimError, ExpiredTokenError, InvalidKeyIdError, JoseError
+from joserfc.errors import ClaimError, ExpiredTokenError, InvalidKeyIdError, JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, KeySet
 from joserfc.jws import JWSRegistry
 from joserfc.jwt import JWTClaimsRegistry
@@ -28,6 +29,7 @@ from infra.access.caller import ROLES, Admission, Caller, NotValid, Role, Undeci
 from infra.settings import check_issuer_url, is_loopback
 
 log = logging.getLogger(__name__)
+warnings.simplefilter("ignore", SecurityWarning)  # that EdDSA has a newer name is for issuers to know
 
 ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
@@ -79,8 +81,8 @@ class IssuerKeys:
         )
         self._keys = KeySet([])
         self._fetched_at = float("-inf")
-        self._renewal: asyncio.Task[bool] | None = None
-        self._renewed_at = float("-inf")
+        self._first = _Shared(self._fetch, WITHOUT_KEYS_SECONDS)
+        self._search = _Shared(self._fetch, UNKNOWN_KEY_SECONDS)
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator["IssuerKeys"]:
@@ -90,7 +92,7 @@ class IssuerKeys:
             try:
                 yield self
             finally:
-                tasks = [task, *([self._renewal] if self._renewal else [])]
+                tasks = {task, *self._first.tasks, *self._search.tasks}
                 for one in tasks:
                     one.cancel()
                 await asyncio.wait(tasks)
@@ -98,7 +100,7 @@ class IssuerKeys:
     async def known(self) -> KeySet:
         """The keys; raises `Undecided` where there are none."""
         if not self._is_usable:
-            await self.renew(WITHOUT_KEYS_SECONDS)
+            await self._first.outcome()
         if not self._is_usable:
             raise Undecided("The issuer's keys cannot be fetched now.")
         return self._keys
@@ -107,12 +109,9 @@ class IssuerKeys:
     def _is_usable(self) -> bool:
         return monotonic() - self._fetched_at < KEPT_SECONDS
 
-    async def renew(self, pause: float) -> bool:
-        """Whether the keys could be fetched again; together for all who ask, and after a ``pause`` only."""
-        if self._renewal is None or (self._renewal.done() and monotonic() - self._renewed_at > pause):
-            self._renewed_at = monotonic()
-            self._renewal = asyncio.create_task(self._fetch(), name="fetch the issuer's keys")
-        return await asyncio.shield(self._renewal)
+    async def search(self) -> bool:
+        """Whether the keys could be fetched again, because one is not among them."""
+        return await self._search.outcome()
 
     async def _follow(self) -> None:
         while True:
@@ -136,6 +135,24 @@ class IssuerKeys:
     async def _json(self, url: str) -> Any:
         answer = await self._client.get(url)
         return answer.raise_for_status().json()
+
+
+class _Shared:
+    """Something that is done for all who ask for it meanwhile, and then not again before a pause is over."""
+
+    def __init__(self, do: Callable[[], Coroutine[Any, Any, bool]], pause: float) -> None:
+        self._do = do
+        self._pause = pause
+        self._begun_at = float("-inf")
+        self.tasks: list[asyncio.Task[bool]] = []
+        """The last one."""
+
+    async def outcome(self) -> bool:
+        """Its outcome, or that of the last time."""
+        if all(task.done() for task in self.tasks) and monotonic() - self._begun_at > self._pause:
+            self._begun_at = monotonic()
+            self.tasks = [asyncio.create_task(self._do(), name="fetch the issuer's keys")]
+        return await asyncio.shield(self.tasks[0])
 
 
 def _usable(keys: Sequence[Any]) -> Iterator[Any]:
@@ -178,11 +195,11 @@ class Tokens:
         try:
             claims = _signed(token, keys)
         except InvalidKeyIdError:
-            is_renewed = await self._keys.renew(UNKNOWN_KEY_SECONDS)
+            is_known_now = await self._keys.search()
             try:
                 claims = _signed(token, await self._keys.known())
             except InvalidKeyIdError:
-                if not is_renewed:
+                if not is_known_now:
                     raise Undecided("The issuer's keys cannot be fetched now.") from None
                 raise NotValid("The token is signed with a key that the issuer does not have.") from None
         registry = JWTClaimsRegistry(
