@@ -38,8 +38,8 @@ from infra.broker import (
     filling_stream,
     first_of,
     hold_exclusively,
+    keep_queues_bound,
     loss_of,
-    loss_of_queues,
     remove_fill_exchange,
     stream_exists,
 )
@@ -163,7 +163,7 @@ class Relay:
                         group.create_task(loss_of(connection)),
                     ]
                     await self._declare(leadership, connection)
-                    watches.append(group.create_task(loss_of_queues(connection)))
+                    watches.append(group.create_task(keep_queues_bound(connection)))
                     await self._publish_everything(leadership, connection)
                     for watch in watches:
                         watch.cancel()

@@ -48,6 +48,10 @@ DEAD_LETTER_QUEUE = "fpso.dead-letter"
 DEAD_LETTER_READER = "fpso.dead-letter.reader"
 RELAY_QUEUE = "fpso.relay"
 SEALER_QUEUE = "fpso.sealer"
+_TO_STREAM = (STREAM_QUEUE, EVENTS_EXCHANGE, "#")
+_TO_PROJECTOR = (PROJECTOR_QUEUE, EVENTS_EXCHANGE, "#")
+_DEAD_LETTERS = (DEAD_LETTER_QUEUE, SET_ASIDE_EXCHANGE, "")
+_BINDINGS = (_TO_STREAM, _TO_PROJECTOR, _DEAD_LETTERS)
 
 HEARTBEAT = 5  # seconds; after two missed ones the broker drops the connection, exclusive queues with it
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -165,13 +169,13 @@ async def declare_topology(connection: AbstractConnection, settings: BrokerSetti
             SET_ASIDE_EXCHANGE, ExchangeType.FANOUT, durable=True, timeout=RPC_TIMEOUT
         )
     await _declare(connection, DEAD_LETTER_QUEUE, _quorum(settings.projector_queue_max_messages))
-    await _bind(connection, DEAD_LETTER_QUEUE, SET_ASIDE_EXCHANGE, "")
+    await _bind(connection, *_DEAD_LETTERS)
     await _declare(
         connection,
         PROJECTOR_QUEUE,
         {**_quorum(settings.projector_queue_max_messages), "x-single-active-consumer": True},
     )
-    await _bind(connection, PROJECTOR_QUEUE, EVENTS_EXCHANGE, "#")
+    await _bind(connection, *_TO_PROJECTOR)
 
 
 async def declare_audit_exchange(connection: AbstractConnection) -> None:
@@ -202,20 +206,23 @@ async def stream_exists(connection: AbstractConnection) -> bool:
     return True
 
 
-async def loss_of_queues(connection: AbstractConnection) -> None:
+async def keep_queues_bound(connection: AbstractConnection) -> None:
     """Raise `BrokerUnavailable` when one of our queues is not there any more. Never returns.
 
-    What is published without it is confirmed all the same, as long as any other queue takes it.
+    What is published without it is confirmed all the same, as long as any other queue takes it. So it is with
+    a binding that is gone, of which nobody can ask: each is made again every time. What a queue has missed
+    meanwhile shows in the chain.
     """
     channel = await _channel(connection)
     while True:
-        for queue in (STREAM_QUEUE, PROJECTOR_QUEUE, DEAD_LETTER_QUEUE):
+        for name, exchange, key in _BINDINGS:
             try:
                 async with refusals():
-                    await channel.declare_queue(queue, passive=True, timeout=RPC_TIMEOUT)
+                    queue = await channel.declare_queue(name, passive=True, timeout=RPC_TIMEOUT)
+                    await queue.bind(exchange, key, timeout=RPC_TIMEOUT)
             except BrokerUnavailable as error:
                 if isinstance(error.__cause__, ChannelNotFoundEntity):
-                    raise BrokerUnavailable(f"{queue} is gone") from error
+                    raise BrokerUnavailable(f"{name} is gone") from error
                 raise
         await asyncio.sleep(QUEUES_INTERVAL)
 
@@ -232,7 +239,7 @@ async def declare_stream(connection: AbstractConnection, settings: BrokerSetting
 
 async def bind_stream(connection: AbstractConnection) -> None:
     """From now on the stream gets every event."""
-    await _bind(connection, STREAM_QUEUE, EVENTS_EXCHANGE, "#")
+    await _bind(connection, *_TO_STREAM)
 
 
 @asynccontextmanager
@@ -353,7 +360,7 @@ def _publish_cause(event: Event, error: Exception) -> str:
         case TimeoutError():
             return f"no confirm in time {where}"
         case PublishError():
-            # Only where nobody at all is bound: a queue that is missing shows in `loss_of_queues`.
+            # Only where nobody at all is bound: a queue that is missing shows in `keep_queues_bound`.
             return f"no queue is bound to receive what was published {where}"
         case _:
             return f"{cause_of(error)} {where}"

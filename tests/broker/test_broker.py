@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -35,8 +36,8 @@ from infra.broker import (
     declare_topology,
     filling_stream,
     hold_exclusively,
+    keep_queues_bound,
     loss_of,
-    loss_of_queues,
     remove_fill_exchange,
     stream_exists,
 )
@@ -177,6 +178,22 @@ async def test_what_nobody_gets_was_not_published(connection: AbstractConnection
     assert raised.value.confirmed == 0
 
 
+@pytest.mark.parametrize("name", [STREAM_QUEUE, PROJECTOR_QUEUE])
+async def test_a_binding_that_was_taken_away_is_made_again(connection: AbstractConnection, name: str) -> None:
+    publisher = await everything_ready(connection)
+    async with connection.channel() as channel:
+        await (await channel.get_queue(name, ensure=False)).unbind(EVENTS_EXCHANGE, "#")
+    await publisher.publish(events(1, 1)).confirmed()  # by the other queue: nobody notices
+    keeping = asyncio.create_task(keep_queues_bound(connection))
+    arriving = asyncio.create_task(received(connection, name, 1))
+    positions = count(2)
+    while not arriving.done():
+        await publisher.publish([an_event(next(positions))]).confirmed()
+        await asyncio.sleep(0.05)
+    assert await arriving
+    keeping.cancel()
+
+
 async def test_a_full_projector_queue_keeps_nobody_from_publishing(connection: AbstractConnection) -> None:
     await declare_topology(
         connection, BrokerSettings(database_url="postgresql:///unused", projector_queue_max_messages=10)
@@ -230,7 +247,7 @@ async def test_a_lost_queue_is_noticed(
 ) -> None:
     monkeypatch.setattr(broker, "QUEUES_INTERVAL", 0.05)
     await everything_ready(connection)
-    watching = asyncio.create_task(loss_of_queues(connection))
+    watching = asyncio.create_task(keep_queues_bound(connection))
     async with connection.channel() as channel:
         await channel.queue_delete(queue)
     with pytest.raises(BrokerUnavailable, match=f"{queue} is gone"):

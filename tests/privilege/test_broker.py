@@ -28,7 +28,7 @@ from infra.broker import (
     connected,
     filling_stream,
     hold_exclusively,
-    loss_of_queues,
+    keep_queues_bound,
     remove_fill_exchange,
     stream_exists,
 )
@@ -67,7 +67,7 @@ async def test_the_relay_declares_and_publishes_everything(relay: AbstractConnec
     await (await CheckpointPublisher.on(relay)).publish(1, "note")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await loss_of_queues(relay)
+            await keep_queues_bound(relay)
 
 
 async def test_the_projector_consumes_and_sets_aside(
