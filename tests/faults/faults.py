@@ -293,6 +293,7 @@ async def unbind_queue(happening: Happening) -> None:
 
     async def unbind(channel: aio_pika.abc.AbstractChannel) -> None:
         await (await channel.get_queue(name, ensure=False)).unbind(EVENTS_EXCHANGE, "#")
+        happening.world.stream_unbound += name == STREAM_QUEUE
 
     await _on_broker(happening, unbind)
 

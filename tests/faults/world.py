@@ -109,6 +109,8 @@ class World:
         """Processes that ended without having been killed."""
         self._held: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
+        self.stream_unbound = 0
+        """How often the stream's binding was taken away: it misses what comes until it is there again."""
         self.disk: Disk | None = None
         self.clock: Path | None = None
         """The file in which PostgreSQL's clock is set."""
