@@ -191,8 +191,11 @@ async def serve(
 
 
 async def _close_after_answers(server: uvicorn.Server, leaving: asyncio.Event) -> None:
-    """From then on, have every answer say that its connection ends with it."""
+    """From then on, have every answer say that its connection ends with it, those under way included."""
     await leaving.wait()
+    for connection in server.server_state.connections:
+        if isinstance(connection, _Connection) and (cycle := connection.cycle) and not cycle.response_started:
+            cycle.keep_alive = False
     for headers in (server.config.encoded_headers, server.server_state.default_headers):
         headers.append((b"connection", b"close"))  # uvicorn copies the former to the latter every second
 
