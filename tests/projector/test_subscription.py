@@ -118,6 +118,38 @@ async def test_a_restored_store_is_not_followed_past_the_restore(store: Store, r
     assert subscription.checkpoint == 3
 
 
+async def test_what_a_restore_took_back_is_undone_and_the_new_time_is_followed(
+    store: Store, read_model: ReadModel, follower: Subscription
+) -> None:
+    log = read_model.subscription(read_model.event_log)
+    store.register_vessel()
+    position = store.register_equipment("A", "B", "C")
+    follower.wake()
+    await until(lambda: follower.checkpoint == position, "all is projected")
+    await log.receive(await read_model.events())
+    store.query(
+        """
+        SET session_replication_role = replica;
+        DELETE FROM event_store.stored_events WHERE notification_id > 2;
+        SELECT setval('event_store.stored_events_notification_id_seq', 2);
+        INSERT INTO event_store.epochs VALUES (2, 3, now())
+        """
+    )
+    position = store.register_equipment("D", "E", "F")
+    follower.wake()
+    await until(lambda: follower.checkpoint == position, "it has gone back and followed")
+    assert store.query("SELECT code FROM read_model.equipment ORDER BY 1") == [("A",), ("D",), ("E",), ("F",)]
+    assert store.query("SELECT code FROM read_model.equipment_versions ORDER BY position DESC LIMIT 1") == [
+        ("F",)
+    ]
+    assert store.query("SELECT active FROM read_model.vessels") == [(4,)]
+    # The event log gives up what is void, and nothing else.
+    await log.projection.rewind(4, 3)
+    assert store.query("SELECT position FROM read_model.event_log ORDER BY 1") == [(1,), (2,)]
+    checkpoint = "SELECT position, epoch FROM read_model.checkpoints WHERE name = 'event_log'"
+    assert store.query(checkpoint) == [(2, 1)]
+
+
 async def test_an_epoch_that_begins_after_the_checkpoint_is_simply_entered(
     store: Store, read_model: ReadModel
 ) -> None:
