@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=Route)
 
-FOR_EVER = "public, max-age=31536000, immutable"
-"""Cache-Control of a full tile: it never changes."""
+FOR_EVER = "max-age=31536000, immutable"
+"""Cache-Control of a full tile: it never changes. Caches on the way give a public one to anybody."""
 
 _SESSION = f"-c default_transaction_read_only=on -c jit=off -c statement_timeout={STATEMENT_TIMEOUT}s"
 _LEVEL = re.compile(r"[0-9]|[1-5][0-9]|6[0-3]", re.ASCII)
@@ -562,6 +562,7 @@ async def get_audit_tile(
             examples=["067", "x001/x234/067", "067.p/12"],
         ),
     ],
+    request: Request,
     audit_log: InAuditLog,
 ) -> Response:
     """256 hashes of one level of the tree, or the first so many of them (C2SP tlog-tiles)."""
@@ -573,7 +574,9 @@ async def get_audit_tile(
     if len(hashes) < width * HASH_BYTES:
         held = len(hashes) // HASH_BYTES
         raise Problem("not-found", f"The tree has not grown so far: the tile has {held} hashes.", width=held)
-    headers = {"Cache-Control": FOR_EVER} if width == TILE_WIDTH else {}
+    is_public = caller_of(request.scope).auth_type == "unauthenticated"
+    whose = "public" if is_public else "private"
+    headers = {"Cache-Control": f"{whose}, {FOR_EVER}"} if width == TILE_WIDTH else {}
     return Response(hashes[: width * HASH_BYTES], headers=headers, media_type="application/octet-stream")
 
 

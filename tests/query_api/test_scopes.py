@@ -5,7 +5,7 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ from events.values import time_text
 from events.vessel import VesselRegistered, VesselRenamed
 from infra import openapi
 from infra.access.caller import Admission, Caller, Role
+from infra.audit.tree import HASH_BYTES
 from infra.problems import Problem
 from query_api import event_log
 from query_api.app import create_app
@@ -54,7 +55,7 @@ class Doors:
 
     async def let_in(self, authorization: Sequence[bytes]) -> Admission:
         """See `infra.access.guard.Guard`."""
-        if not self.is_open:
+        if not (self.is_open and authorization):
             raise Problem("unauthenticated", "The doors are shut.")
         scope, _, role = authorization[0].decode().removeprefix("Bearer ").partition("-")
         roles: frozenset[Role] = frozenset({"viewer" if role == "viewer" else "auditor"})
@@ -355,6 +356,16 @@ async def test_counts_of_a_vessel_in_scope_are_whole(reader: httpx.AsyncClient, 
     for moment, active, inactive in ((sailed.now, 2, 0), (sailed.then, 1, 1)):
         answer = await reader.get("/v1/vessels/ALF", params={"as_of": moment}, headers=as_("ALF"))
         assert answer.json()["equipment"] == {"active": active, "inactive": inactive}
+
+
+async def test_no_cache_on_the_way_gives_a_tile_to_strangers(app: FastAPI, database: str) -> None:
+    with closing(Seal(database).connection) as connection:
+        connection.execute(
+            "INSERT INTO audit.tiles (level, number, hashes) VALUES (1, 0, %s)", [bytes(256 * HASH_BYTES)]
+        )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        tile = await client.get("/v1/audit/tile/1/000", headers=as_("ALF"))
+    assert tile.headers["Cache-Control"] == "private, max-age=31536000, immutable"
 
 
 async def test_why_a_projection_stopped_is_not_told_to_whom_it_may_not_concern(
