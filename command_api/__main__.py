@@ -10,6 +10,7 @@ from eventsourcing.persistence import PersistenceError
 from command_api.app import CommandSettings, connected, create_app
 from command_api.dispatcher import Commands
 from infra import logs
+from infra.cors import open_to
 from infra.service import Service, run
 from infra.settings import load
 
@@ -39,7 +40,7 @@ async def main() -> None:
             service.checks["access"] = app.state.guard.check
         async with asyncio.TaskGroup() as group:
             forgetting = group.create_task(_forget_answers(commands))
-            await service.serve(app, settings.http_host, settings.http_port)
+            await service.serve(open_to(app, settings.cors_origins), settings.http_host, settings.http_port)
             forgetting.cancel()
 
 

@@ -4,17 +4,35 @@ A bad or missing value stops the start with the variable's name; see `load`.
 """
 
 import ipaddress
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _origin(text: str) -> str:
+    """As a browser spells it: nothing else would ever be equal to it."""
+    if re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", text) is None:
+        raise ValueError(f"an origin is https://host or https://host:port in lower case, not {text!r}")
+    return text
+
+
+def _separated(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_separated)
+]
+"""Origins of web pages, separated by commas."""
 
 
 class Settings(BaseSettings):
@@ -55,6 +73,8 @@ class ApiSettings(Settings):
     """For whom they must be."""
     oidc_roles_claim: str = "roles"
     oidc_vessels_claim: str = "fpso_vessels"
+    cors_origins: Origins = ()
+    """The sites whose pages may read answers in a browser."""
     pool_size: PositiveInt = 8
     drain_lead_seconds: Annotated[float, Field(ge=0)] = 0.0
     """After SIGTERM it is served for so long while /readyz says no: until the gateway sends nothing more."""
@@ -63,6 +83,12 @@ class ApiSettings(Settings):
     def _exposed_only_with_access_control(self) -> Self:
         if self.auth == "off" and not is_loopback(self.bind):
             raise ValueError("FPSO_AUTH=off is refused unless FPSO_BIND is a loopback address")
+        return self
+
+    @model_validator(mode="after")
+    def _open_to_pages_only_with_access_control(self) -> Self:
+        if self.auth == "off" and self.cors_origins:
+            raise ValueError("FPSO_CORS_ORIGINS is refused unless FPSO_AUTH=on")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infra.access.guard import guarding
+from infra.cors import open_to
 from infra.problems import Problem, problem_answer
 from infra.service import Service
 from infra.settings import ApiSettings, PositiveInt
@@ -75,4 +76,4 @@ async def main(settings: QuerySettings) -> None:
         if settings.read_model_url == settings.database_url:
             # Elsewhere reads go on while the event store is away: that must not take us out of service.
             service.checks["audit log"] = audit_log.check
-        await service.serve(app, settings.http_host, settings.http_port)
+        await service.serve(open_to(app, settings.cors_origins), settings.http_host, settings.http_port)

@@ -17,9 +17,10 @@ TOGETHER = (
     "tests/access/",
     "tests/faults/",
     "tests/subscriber/",
+    "tests/surface/",
+    "tests/backup/",
     "tests/model/",
     "tests/drain/test_rolling_restart.py",
-    "tests/backup/",
     "tests/local/test_rabbitmq.py",
     "tests/local/test_supervisor.py",
 )
