@@ -1,8 +1,11 @@
 """Parts of the system fail while commands come in: nothing acknowledged is lost, nothing is doubled."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from secrets import token_hex
 from urllib.parse import quote
 
@@ -12,9 +15,12 @@ import pytest
 
 from events.cloudevents import event_of_message
 from events.event import Event
+from infra.broker_users import USERS
 from infra.local import clean
+from infra.local.process import answer_of
 from infra.local.rabbitmq import server_program
 from infra.local.system import Options, System
+from infra.migrations import ROLES
 from tests.system.client import Client, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +33,7 @@ DEADLINE = 60.0  # seconds
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system whose servers are its own, to be stopped and killed; two projectors and two relays."""
-    options = Options(replicas={"projector": 2, "relay": 2})
+    options = Options(replicas={"projector": 2, "relay": 2}, environment={"FPSO_LOG_LEVEL": "DEBUG"})
     directory = tmp_path_factory.mktemp("own")
     with System(directory, options) as system:
         yield system
@@ -204,3 +210,54 @@ def test_postgresql_killed_and_back_the_system_goes_on(own: System, client: Clie
         service.wait_until_ready()
     check_read_model(own, client)
     assert client.get(kept.headers["Location"]).json() == kept.json()
+
+
+def told(own: System) -> Iterator[tuple[str, str]]:
+    """Whatever anybody may read: by where it stands."""
+    for log in own.logs.iterdir():
+        yield log.name, log.read_text(errors="replace")
+    for service in (one for replicas in own.services.values() for one in replicas):
+        for path in ("metrics", "readyz"):
+            if answer := answer_of(f"{service.ops_url}/{path}"):
+                yield f"{service.name}/{path}", answer.body.decode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            yield f"command line {process.name}", (process / "cmdline").read_bytes().decode(errors="replace")
+
+
+@pytest.mark.timeout(180)
+def test_no_secret_is_told_to_anybody(own: System, client: Client, ship: str) -> None:
+    passwords: dict[str, str] = json.loads((own.directory / "passwords").read_text())
+    secrets = {*passwords.values(), (own.directory / "rabbitmq/.erlang.cookie").read_text()}
+    secrets |= {line.rpartition("+")[2] for line in (own.directory / "audit.key").read_text().splitlines()}
+    assert len(secrets) >= len(ROLES) + len(USERS) + 3
+
+    def passwords_are(suffix: str) -> None:
+        with psycopg.connect(own.database_url, autocommit=True) as connection:
+            for role in ROLES:
+                connection.execute(f"ALTER ROLE {role} PASSWORD '{passwords[role]}{suffix}'".encode())
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ANY(%s)", [[*ROLES]]
+            )
+
+    passwords_are("-changed")
+    wait_until(lambda: client.http.get("/v1/vessels").status_code == 503, DEADLINE)
+    problem = client.http.get("/v1/vessels")
+    passwords_are("")
+    wait_until(lambda: all(one.is_ready for all_ in own.services.values() for one in all_), DEADLINE)
+
+    everything = [*told(own), ("problem", f"{problem.headers} {problem.text}")]
+    assert "password authentication failed" in dict(everything)["query_api.log"], "it was locked out"
+    for place, text in everything:
+        for secret in secrets:
+            assert secret not in text, place
+    readable = [
+        file
+        for file in own.directory.rglob("*")
+        if file.is_file()
+        and file.stat().st_mode & 0o077
+        and not file.is_relative_to(own.directory / "postgres")
+    ]
+    assert not [file for file in readable if any(secret.encode() in file.read_bytes() for secret in secrets)]
+    for private in ("env", "passwords", "audit.key", "rabbitmq/definitions.json"):
+        assert (own.directory / private).stat().st_mode & 0o077 == 0
