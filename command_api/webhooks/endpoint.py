@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 
 import httpx
 from pydantic_core import to_json
@@ -25,6 +24,7 @@ from command_api.webhooks.addresses import (
 from command_api.webhooks.signature import signed_headers
 from events.cloudevents import json_of
 from events.event import Event
+from infra.release import release
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 CONNECT_SECONDS = 5.0  # for each address of a host
@@ -83,7 +83,7 @@ class Endpoint:
             limits=httpx.Limits(max_connections=ADDRESSES_MAX, keepalive_expiry=KEEP_ALIVE_SECONDS),
             timeout=httpx.Timeout(limit_seconds, connect=min(CONNECT_SECONDS, limit_seconds)),
             headers={
-                "User-Agent": f"fpso-system/{version('fpso-system')}",
+                "User-Agent": f"fpso-system/{release()}",
                 "WebHook-Request-Origin": origin,
             },
         )

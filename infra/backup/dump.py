@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from psycopg.rows import dict_row
 
 from infra.backup.manifest import DUMP, MANIFEST, SCHEMAS, BackupRefused, Manifest, sha256_of, sync
 from infra.database import CONNECT_TIMEOUT, KEEPALIVE
+from infra.release import release
 
 LOCK_WAIT = "30s"
 """For a migration that is at work; nobody else holds a lock that pg_dump would wait for."""
@@ -45,7 +45,7 @@ def take(url: str, folder: Path) -> Manifest:
             raise BackupRefused(f"cannot write {folder}: {error.strerror}") from None
         try:
             _dump(program, url, facts.pop("snapshot"), beside / DUMP)
-            manifest = Manifest(release=version("fpso-system"), sha256=sha256_of(beside / DUMP), **facts)
+            manifest = Manifest(release=release(), sha256=sha256_of(beside / DUMP), **facts)
             manifest.write(beside)
             for path in (beside / DUMP, beside / MANIFEST, beside):
                 sync(path)

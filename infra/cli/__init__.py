@@ -21,10 +21,11 @@ from infra.cli.subscriptions import subscriptions
 from infra.cli.system import become, settings
 from infra.cli.tail import tail
 from infra.cli.webhooks import webhooks
+from infra.release import release
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="fpso-system", prog_name="fpso")
+@click.version_option(release(), prog_name="fpso")
 def main() -> None:
     """FPSO System: vessels, their equipment, and every event that made them what they are.
 
