@@ -91,13 +91,6 @@ def status(ask: Ask, key: str, method: str) -> int:
     return ask(method, path, key, **({} if method == "GET" else {"json": {}})).status_code
 
 
-def test_a_replica_that_starts_knows_the_keys(system: System, admin: str) -> None:
-    query_api = system.query_api
-    query_api.restart()
-    headers = {"Authorization": f"Bearer {admin}"}
-    assert httpx.get(f"{query_api.http_url}/v1/vessels", headers=headers, trust_env=False).is_success
-
-
 # --- fpso keys --------------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,6 @@ def test_documentation_is_for_everybody(ask: Ask, path: str, credential: str | N
     [
         ["Basic Zm9vOmJhcg=="],
         ["Bearer"],
-        ["Bearer "],
         ["Bearer {key} {key}"],
         ["Bearer {key},"],
         ["Bearer={key}"],
