@@ -52,7 +52,7 @@ RESTART_SECONDS = 5
 
 _POSITION = re.compile(r"\d{1,19}", re.ASCII)
 _RESTARTED = b"retry: %d\n\n" % (1000 * RESTART_SECONDS)
-_SHUT_OUT = b": what let you in was revoked, or has expired\n\n"
+_SHUT_OUT = b": what let you in was revoked, has expired, or cannot be confirmed now\n\n"
 
 
 async def _of(request: Request) -> Feed:  # FastAPI sends what is not async through a thread

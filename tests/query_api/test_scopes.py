@@ -573,7 +573,7 @@ async def test_a_stream_ends_with_a_comment_once_its_caller_is_shut_out(
             assert (await stream.block(), await stream.block()) == ({"retry": "1000"}, {"": "hello"})
             assert list(await stream.block() or {}) == ["id"]
             doors.is_open = False
-            assert await stream.block() == {"": "what let you in was revoked, or has expired"}
+            assert await stream.block() == {"": "what let you in was revoked, has expired, or cannot be confirmed now"}
             assert await stream.block() is None
 
 
