@@ -19,7 +19,7 @@ from infra.broker import EVENTS_EXCHANGE, PROJECTOR_QUEUE, STREAM_QUEUE, Publish
 from infra.event_store.reader import APPEND_LOCK_KEY, Reader, reading_pool
 from infra.local.process import Process
 from infra.local.system import ServiceProcess
-from tests.faults.world import World, family_of
+from tests.faults.world import LOOK_SECONDS, World, family_of
 from tests.projector.processes import until
 
 SHORT = (0.2, 3.0)  # seconds
@@ -103,6 +103,14 @@ async def kill_traefik(happening: Happening) -> None:
     """SIGKILL of the gateway."""
     assert happening.world.system.traefik is not None
     await _kill(happening, happening.world.system.traefik.process)
+
+
+async def kill_subscriber(happening: Happening) -> None:
+    """SIGKILL of the example that subscribers copy, between its work and its acknowledgement perhaps."""
+    example = happening.world.example
+    example.kill()
+    await happening.passes()
+    example.start("subscriber.py", look=LOOK_SECONDS)
 
 
 async def restart_service(happening: Happening) -> None:
@@ -378,6 +386,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "kill-postgres": (4, kill_postgres),
     "kill-rabbitmq": (2, kill_rabbitmq),
     "kill-traefik": (1, kill_traefik),
+    "kill-subscriber": (1, kill_subscriber),
     "restart-service": (2, restart_service),
     "stop-service": (4, stop_service),
     "stop-leader": (4, stop_leader),

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -21,6 +22,7 @@ from tests.faults.load import CHANGES_NOTHING, Entry, Ledger
 from tests.faults.subscriber import Subscriber, stream_content
 from tests.faults.world import NotRecovered, World
 from tests.projector.processes import until
+from tests.subscriber.conftest import work_of
 
 SHOWN = 10  # of what is broken of one promise
 STREAM_SECONDS = 300.0
@@ -297,6 +299,19 @@ async def _check_deliveries(verdict: Verdict, world: World, subscribers: Sequenc
             len(subscriber.record),
             broken,
         )
+    work = work_of(events)
+    with suppress(AssertionError):
+        await world.example.reaches(events[-1].position if events else 0, 120)
+    done = world.example.work()
+    verdict.add(
+        "the work of the example subscriber = the store",
+        len(done),
+        [
+            f"{code}: did {done.get(code)}, not {work.get(code)}"
+            for code in {*done, *work}
+            if done.get(code) != work.get(code)
+        ],
+    )
     content = await stream_content(
         world.system.amqp_url, events[-1].position if events else 0, STREAM_SECONDS
     )

@@ -22,10 +22,12 @@ from infra.local.process import LOOPBACK, NotReady, Process, Unavailable, answer
 from infra.local.rabbitmq import LocalRabbitMQ
 from infra.local.system import Kind, Options, ServiceProcess, System
 from tests.faults.proxy import Link
+from tests.subscriber.conftest import Subscriber as Example
 
 REPLICAS = {"command_api": 2, "query_api": 2, "relay": 2, "projector": 2, "delivery": 0}
 WATCH_SECONDS = 0.5
 READY_SECONDS = 120.0
+LOOK_SECONDS = 10.0  # after which the example asks the feed what nobody has delivered
 CAUGHT_UP_SECONDS = 180.0
 LIBFAKETIME = "/usr/lib/*-linux-gnu/faketime/libfaketimeMT.so.1"
 PROC = Path("/proc")
@@ -112,6 +114,8 @@ class World:
         self.stream_unbound = 0
         """How often the stream's binding was taken away: it misses what comes until it is there again."""
         self.disk: Disk | None = None
+        self.example: Example
+        """The process of the example that subscribers copy, which may be killed as any other."""
         self.clock: Path | None = None
         """The file in which PostgreSQL's clock is set."""
 
@@ -131,11 +135,14 @@ class World:
         try:
             await asyncio.to_thread(system.start)
             await asyncio.to_thread(self._give_clock)
+            self.example = Example(self.directory, system.rabbitmq_server.subscriber_url, system.gateway_url)
+            self.example.start("subscriber.py", look=LOOK_SECONDS)
             watching = asyncio.create_task(self._watch())
             try:
                 yield self
             finally:
                 watching.cancel()
+                self.example.kill()
                 self.heal()
         finally:
             await asyncio.to_thread(system.stop)
