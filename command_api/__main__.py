@@ -10,6 +10,7 @@ from eventsourcing.persistence import PersistenceError
 from command_api.app import CommandSettings, connected, create_app
 from command_api.dispatcher import Commands
 from infra import logs
+from infra.event_store.group_commit import Overloaded
 from infra.cors import open_to
 from infra.service import Service, run
 from infra.settings import load
@@ -56,7 +57,7 @@ async def _forget_answers(commands: Commands) -> None:
         await asyncio.sleep(FORGET_ANSWERS_SECONDS)
         try:
             await commands.streams.in_thread(commands.streams.application.recorder.forget_answers)
-        except (PersistenceError, TimeoutError) as error:
+        except (PersistenceError, TimeoutError, Overloaded) as error:
             log.warning("answers not forgotten", extra={"cause": str(error).strip()})
 
 

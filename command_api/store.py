@@ -22,12 +22,15 @@ from command_api.domain.vessel import Vessel
 from events.event import StreamEvent
 from infra.access.caller import Caller, outside_scope
 from infra.event_store.application import FleetApplication
+from infra.event_store.group_commit import Overloaded
 from infra.event_store.mapper import PendingEvent, pending
 from infra.event_store.recorder import Recording
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_INTERVAL = 100  # events of a stream
+READS_MAX = 1_000
+"""Reads of the event store that wait for a thread; beyond it a command is refused, not left to wait."""
 READ_SECONDS = 20.0
 """How long a command waits for the event store to be read; a frozen database has no time-outs of its own."""
 
@@ -49,6 +52,7 @@ class Streams:
     def __init__(self, application: FleetApplication, threads: ThreadPoolExecutor, cache_size: int) -> None:
         self.application = application
         self._threads = threads
+        self._reads = 0
         self._cache: LRUCache[str, tuple[int, Any]] = LRUCache(cache_size)
 
     def cached(self, kind: type[A], stream: str) -> A | None:
@@ -116,9 +120,15 @@ class Streams:
             log.warning("no snapshot", extra={"stream": snapshot.stream, "cause": str(error).strip()})
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """The result of ``function``, which waits for the database."""
-        async with asyncio.timeout(READ_SECONDS):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        """The result of ``function``, which waits for the database. Raises `Overloaded` where too many do."""
+        if self._reads >= READS_MAX:
+            raise Overloaded
+        self._reads += 1
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        finally:
+            self._reads -= 1
 
 
 def _vessel_of(equipment: Aggregate[Any, Any] | None) -> str | None:

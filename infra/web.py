@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 DRAIN_MAX_BYTES = 80 * 1024 * 1024
 """So much of a refused body is still read: an import at its limit, and some more."""
 DRAIN_SECONDS = 30.0
+REQUESTS_MAX = 5_000
+"""Requests that a process works on at a time: each takes memory, and more would be answered too late."""
 SLOW = 1.0  # seconds; a request that takes longer is logged even though it succeeded
 WAITS = "fpso.waits"
 """True in the scope of a request that takes long because it was asked to."""
@@ -142,6 +144,7 @@ class Edge:
         self.handlers = handlers
         self.is_open = auth == "off"
         self.admit = admit
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
@@ -165,6 +168,7 @@ class Edge:
             # A copy: the server goes by the method of its own scope.
             scope = {**scope, "method": "GET", "is_head": True}
         token = logs.correlation_id.set(incoming.correlation_id)
+        self._under_way += 1
         try:
             if self.is_open:
                 incoming.check()
@@ -173,8 +177,7 @@ class Edge:
             else:
                 await self._let_in(scope, incoming.authorization)
                 incoming.check()
-            if self.admit is not None and method in COMMAND_METHODS:
-                self.admit()
+            self._check_has_room(method)
             _decode(scope)
             await self.app(scope, body.receive, send_on)
         except asyncio.CancelledError:
@@ -190,8 +193,15 @@ class Edge:
             answer = await self._answer(error, Request(scope, body.receive))
             await answer(scope, body.receive, send_on)
         finally:
+            self._under_way -= 1
             _measure(scope, method, status, perf_counter() - started)
             logs.correlation_id.reset(token)
+
+    def _check_has_room(self, method: str) -> None:
+        if self._under_way > REQUESTS_MAX:
+            raise _too_many(method)
+        if self.admit is not None and method in COMMAND_METHODS:
+            self.admit()
 
     async def _let_in(self, scope: Scope, authorization: Sequence[bytes]) -> None:
         """Whoever is not known gets no further than the documentation, known path or not."""
@@ -218,6 +228,12 @@ class Edge:
         log.exception("request failed", extra={"method": request.method, "path": instance_of(request.scope)})
         failure = Problem("internal-error", "The request could not be answered.")
         return problem_answer(failure, instance_of(request.scope))
+
+
+def _too_many(method: str) -> Problem:
+    """Nothing has been done for the request."""
+    slug: Slug = "overloaded" if method in COMMAND_METHODS else "unavailable"
+    return Problem(slug, "As many requests as there may be are under way.", headers={"Retry-After": "2"})
 
 
 def _cut_short(method: str) -> Problem:

@@ -23,7 +23,7 @@ from infra.routing import Route
 from infra.web import PathCode
 
 IMPORTS_MAX = 2
-"""As many imports a process reads at a time; each takes a thread and the memory of its rows."""
+"""As many imports a process works on at a time, to their answer; each takes the memory of its rows."""
 PIECE_TIMEOUT = 30.0  # seconds
 BODY_TIMEOUT = 300.0  # seconds; 64 MiB at 2 Mbit/s
 
@@ -60,20 +60,21 @@ async def import_equipment(
     headers = command_headers(request)
     check_no_if_match(headers)
     headers.caller.require_vessel(code)  # before a file is read that nothing would be done with
-    fingerprint = Fingerprint(request)
-    rows, problems = await _read(request, fingerprint, content_type, code)
-    command = ImportEquipment(code, rows, problems, skips_problems=on_error == "skip")
-    dispatcher = Dispatcher(request.app.state.commands, headers, fingerprint.digest)
-    return await dispatcher.execute(command, imported_answer)
+    slots: asyncio.Semaphore = request.app.state.import_slots
+    if slots.locked():
+        raise Problem("overloaded", "other imports are under way; nothing was changed", headers=RETRY_AFTER)
+    async with slots:
+        fingerprint = Fingerprint(request)
+        rows, problems = await _read(request, fingerprint, content_type, code)
+        command = ImportEquipment(code, rows, problems, skips_problems=on_error == "skip")
+        dispatcher = Dispatcher(request.app.state.commands, headers, fingerprint.digest)
+        return await dispatcher.execute(command, imported_answer)
 
 
 async def _read(request: Request, fingerprint: Fingerprint, content_type: str, vessel_code: str) -> Rows:
     """The rows of the file, read while it arrives."""
-    slots: asyncio.Semaphore = request.app.state.import_slots
     threads: ThreadPoolExecutor = request.app.state.import_threads
-    if slots.locked():
-        raise Problem("overloaded", "other imports are being read; nothing was changed", headers=RETRY_AFTER)
-    async with slots, _in_time():
+    async with _in_time():
         pieces = pieces_of(request, IMPORT_MAX_BYTES)
         lines = decoded_lines(_from_thread(pieces, fingerprint))
         loop = asyncio.get_running_loop()

@@ -2,44 +2,17 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-import httpx
 import psycopg
 
 from infra.event_store.reader import APPEND_LOCK_KEY
 from tests.broker.proxy import proxy_before
-from tests.projector.processes import Process, free_port, running, until
+from tests.drain.processes import api, waiting
+from tests.projector.processes import Process, until
 
 COMMANDS = 20
 ROWS = 500
 READERS = 8  # as many as FPSO_POOL_SIZE
-WAITING = """
-    SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
-    WHERE NOT granted AND datname = current_database()
-"""
-
-
-@asynccontextmanager
-async def api(
-    module: str, database: str, **settings: str
-) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
-    """One API as a process of its own, and a client that speaks to it with no gateway in between."""
-    port = free_port()
-    async with (
-        running(module, database_url=database, http_port=str(port), **settings) as process,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
-    ):
-        await until(process.is_ready, f"{module} is ready")
-        yield process, client
-
-
-def waiting(connection: psycopg.Connection) -> int:
-    """How many sessions wait for a lock."""
-    row = connection.execute(WAITING).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 async def test_a_command_api_answers_what_is_in_flight(database: str) -> None:
