@@ -42,7 +42,7 @@ KEPT_SECONDS = 3600.0
 """For so long they are used where they cannot be."""
 UNKNOWN_KEY_SECONDS = 10.0
 """A token of an unknown key has them fetched, but not more often."""
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 30.0
 WITHOUT_KEYS_SECONDS = 1.0
 """Where there are none at all, a request has them fetched, but not more often."""
 FETCH_TIMEOUT = 5.0  # seconds

@@ -24,6 +24,7 @@ PORT = 8088
 PAUSE = 0.5  # seconds before the second start in a row; doubled from one to the next, up to
 PAUSE_MAX = 30.0  # seconds
 STEADY_SECONDS = 60.0  # a process that has run for so long has recovered
+KEYS_NEEDED = "by API key or token: `fpso keys create` makes the first"
 WATCH_INTERVAL = 5.0  # seconds; the signal that a process has ended wakes earlier
 
 
@@ -140,6 +141,7 @@ FPSO System is ready after {seconds:.1f} s.
   API            {gateway}/v1/vessels
   Documentation  {gateway}/docs
   Broker         {"RabbitMQ" if self.system.amqp_url else "none: readers follow the event store"}
+  Access         {KEYS_NEEDED if os.environ.get("FPSO_AUTH") == "on" else "open, to this machine only"}
   Logs           {_shown(self.system.logs)}/
   URLs for tools {_shown(self.system.directory / "env")}
 """
