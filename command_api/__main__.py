@@ -10,8 +10,8 @@ from eventsourcing.persistence import PersistenceError
 from command_api.app import CommandSettings, connected, create_app
 from command_api.dispatcher import Commands
 from infra import logs
-from infra.event_store.group_commit import Overloaded
 from infra.cors import open_to
+from infra.event_store.group_commit import Overloaded
 from infra.service import Service, run
 from infra.settings import load
 
