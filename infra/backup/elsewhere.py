@@ -56,7 +56,7 @@ async def _ask_stream(url: str | None, past: Past) -> None:
         epoch, position = await _end_of_stream(url)
         past.know_of(epoch)
         past.subscribers.append(Subscriber(STREAM_QUEUE, position, cure))
-    except (BrokerUnavailable, BaseExceptionGroup) as error:
+    except (BrokerUnavailable, ExceptionGroup) as error:
         cause = str(first_of(error))
         past.subscribers.append(Subscriber(STREAM_QUEUE, None, f"{cure} ({cause})"))
     past.subscribers.append(Subscriber("queues of subscribers", None, HEALS))

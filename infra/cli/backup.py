@@ -149,10 +149,23 @@ def _database() -> Iterator[Settings]:
             amqp_url=known.get("FPSO_AMQP_URL") or None,
         )
     elif (own / "postgres").exists():
-        with LocalPostgres(own) as server:
+        with _alone(own), LocalPostgres(own) as server:
             yield Settings(database_url=server.url)
     else:
         raise click.UsageError("FPSO_DATABASE_URL is not set: the owner's, as for `fpso migrate`")
+
+
+@contextmanager
+def _alone(own: Path) -> Iterator[None]:
+    """Nobody else starts a server on what `make run` has left in this folder, or has one there."""
+    import fcntl
+
+    with (own / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"A system is being started or stopped in {own.resolve()}.") from None
+        yield
 
 
 def _ensure_roles(known: Settings) -> None:
@@ -185,11 +198,14 @@ def _told() -> Iterator[None]:
     import psycopg
 
     from infra.backup.manifest import BackupRefused
+    from infra.local.process import NotReady, Unavailable
 
     try:
         yield
     except BackupRefused as error:
         raise Refused(f"{error}.") from None
+    except (NotReady, Unavailable) as error:
+        raise Unreachable(str(error)) from None
     except psycopg.OperationalError as error:
         raise Unreachable(f"The database cannot be reached, or not any more: {str(error).strip()}") from None
     except psycopg.Error as error:

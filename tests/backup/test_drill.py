@@ -123,5 +123,8 @@ def test_webhooks_and_leaders_are_of_the_new_time(drill: Drill) -> None:
     [(term, position)] = drill.query("SELECT term, position FROM event_store.leaders WHERE name = 'relay'")
     assert term > 2 << 32
     assert position <= drill.head()
+    published = "SELECT position FROM event_store.leaders WHERE name = 'audit-exchange'"
+    sealed = "SELECT max(tree_size) FROM audit.checkpoints WHERE epoch = 2"
+    wait_until(lambda: drill.query(published) == drill.query(sealed))
     assert drill.query("SELECT count(*) FROM access.keys WHERE revoked_at IS NULL") == [(0,)]
     assert drill.query("SELECT count(*) FROM event_store_before_2.stored_events")[0][0] >= len(drill.lost)

@@ -136,6 +136,14 @@ def test_an_epoch_can_be_opened_over_a_store_that_was_put_back_otherwise(databas
     ) == [(drill.manifest["position"], 3 << 32)]
 
 
+def test_a_database_with_nothing_in_it_is_enough(database: str, drill: Drill) -> None:
+    query(database, "DROP SCHEMA event_store, audit, access, delivery, read_model CASCADE")
+    done = fpso(owner(database), "restore", drill.backup)
+    assert done.exit_code == 0, done.output
+    assert query(database, "SELECT count(*) FROM event_store.stored_events") == [(drill.manifest["events"],)]
+    assert query(database, "SELECT position FROM read_model.checkpoints") == [(0,), (0,)]
+
+
 def test_a_backup_is_there_as_a_whole_or_not_at_all(database: str, folder: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     again = fpso(owner(database), "backup", folder)
