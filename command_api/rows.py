@@ -29,7 +29,7 @@ rows are read as such: attributes from one JSON member, active from the status."
 _ACTIVE = {"true": True, "false": False}
 _ACTIVE_BY_STATUS = {"active": True, "inactive": False}
 # A cell that a spreadsheet would take for a formula comes from a download with an apostrophe in front.
-_GUARDED = re.compile(r"'+[=+\-@\t\r]")
+_GUARDED = re.compile(r"'+[=+\-@\t\r\n＝＋－＠]")
 
 Rows = tuple[list[Row], list[RowProblem]]
 

@@ -44,8 +44,9 @@ STALL_SECONDS = 30.0
 
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _QUALITY = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?", re.ASCII)
-_GUARDED = frozenset("'=+-@\t\r")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+# The full-width ones are formulas to spreadsheets of East Asia. command_api.rows has the same.
+_GUARDED = frozenset("'=+-@\t\r\n＝＋－＠")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 # --- Negotiation ------------------------------------------------------------------------------------------
@@ -264,6 +265,6 @@ def guarded(text: str) -> str:
     """``text`` for a CSV cell, harmless to spreadsheets: ``=1+1`` becomes ``'=1+1``, and ``'=1`` ``''=1``.
 
     To get the text back, take one apostrophe off a cell that starts with apostrophes and then one of
-    ``= + - @``, TAB or CR; every other cell is the text as it is.
+    ``= + - @``, these in full width, TAB, CR or LF; every other cell is the text as it is.
     """
     return f"'{text}" if _FORMULA.match(text) else text

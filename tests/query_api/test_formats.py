@@ -25,7 +25,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 def unguarded(text: str) -> str:
     """The rule of `query_api.formats.guarded`, backwards."""
     rest = text.lstrip("'")
-    return text[1:] if rest != text and rest[:1] in set("=+-@\t\r") and rest else text
+    return text[1:] if rest != text and rest[:1] in set("=+-@\t\r\n＝＋－＠") and rest else text
 
 
 async def test_csv_is_the_whole_list_with_a_header(client: httpx.AsyncClient, fleet: Fleet) -> None:
@@ -43,7 +43,22 @@ async def test_csv_is_the_whole_list_with_a_header(client: httpx.AsyncClient, fl
     assert [row["code"] for row in rows_of(answer.text)] == [f"E-{number:04}" for number in range(1, 1203, 2)]
 
 
-AWKWARD = ["=1+1", "+1", "-1", "@a", "'=1", "''=1", "'plain", 'a "quoted", b', "é漢", " lead", "a;b", "x\\y"]
+AWKWARD = [
+    "＝1+1",
+    "'＠a",
+    "=1+1",
+    "+1",
+    "-1",
+    "@a",
+    "'=1",
+    "''=1",
+    "'plain",
+    'a "quoted", b',
+    "é漢",
+    " lead",
+    "a;b",
+    "x\\y",
+]
 
 
 async def test_csv_gives_every_text_back(client: httpx.AsyncClient, fleet: Fleet) -> None:
@@ -53,10 +68,10 @@ async def test_csv_gives_every_text_back(client: httpx.AsyncClient, fleet: Fleet
     assert [unguarded(row["name"]) for row in rows] == AWKWARD
     assert [unguarded(row["location"]) for row in rows] == AWKWARD
     assert [json.loads(row["attributes"]) for row in rows] == [{text: f"{text}\n\r\tü"} for text in AWKWARD]
-    assert not any(row["name"][0] in "=+-@" for row in rows)
+    assert not any(row["name"][0] in "=+-@＝＋－＠" for row in rows)
 
 
-@pytest.mark.parametrize("text", [*AWKWARD, "", "'", "''", "'-", "\t=", "\r", "=\n"])
+@pytest.mark.parametrize("text", [*AWKWARD, "", "'", "''", "'-", "\t=", "\r", "=\n", "\n=1", "－1"])
 def test_a_guarded_cell_can_be_undone(text: str) -> None:
     assert unguarded(guarded(text)) == text
 
