@@ -235,6 +235,7 @@ class Subscription:
                 await asyncio.sleep(ERROR_PAUSE)
 
     async def _load(self) -> None:
+        await self._epochs.refresh()  # before anything is taken, or what is void would be taken for foreign
         checkpoint: Checkpoint = await self.projection.checkpoint()
         self.checkpoint, self._epoch = checkpoint.position, checkpoint.epoch
         self.error = None
