@@ -6,22 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import httpx
-import psycopg
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from command_api import store
-from command_api.routes.imports import IMPORTS_MAX
 from command_api.store import Streams
 from infra import web
 from infra.event_store.group_commit import Overloaded
-from infra.event_store.reader import APPEND_LOCK_KEY
 from infra.web import new_api
-from tests.drain.processes import api, waiting
 from tests.projector.processes import until
-
-CSV = {"Content-Type": "text/csv"}
 
 
 @pytest.mark.parametrize(("method", "slug"), [("GET", "unavailable"), ("POST", "overloaded")])
@@ -63,24 +57,3 @@ async def test_reads_of_the_event_store_that_wait_are_bounded(monkeypatch: pytes
         going_on.set()
         assert await asyncio.gather(*waiting) == [True, True]
         assert await streams.in_thread(going_on.wait), "there is room again"
-
-
-async def test_an_import_keeps_its_place_until_it_is_answered(database: str) -> None:
-    async with api("command_api", database) as (process, client):
-        await client.post("/v1/vessels", json={"code": "ODIN"})
-
-        async def imported(code: str) -> httpx.Response:
-            content = f"code,name,location\n{code},n,l\n"
-            return await client.post("/v1/vessels/ODIN/equipment/import", content=content, headers=CSV)
-
-        with psycopg.connect(database) as slow:
-            slow.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK_KEY])
-            under_way = [asyncio.create_task(imported("A"))]
-            await until(lambda: waiting(slow) == 1, "it waits for the append lock")
-            under_way += [asyncio.create_task(imported(f"B{number}")) for number in range(1, IMPORTS_MAX)]
-            await process.shows("fpso_group_commit_queue", IMPORTS_MAX - 1)
-            refused = await imported("C")
-            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/overloaded")
-            assert refused.headers["Retry-After"] == "1"
-        assert [(await one).status_code for one in under_way] == [200] * IMPORTS_MAX
-        assert (await imported("C")).status_code == 200
