@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from infra.secret_files import read_secrets
+
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -122,6 +124,7 @@ S = TypeVar("S", bound=Settings)
 
 def load(kind: type[S]) -> S:
     """The settings from the environment; a bad one ends the process with the variable's name and the cure."""
+    read_secrets()
     try:
         return kind()
     except ValidationError as error:

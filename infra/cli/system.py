@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from infra.secret_files import read_secrets
+
 if TYPE_CHECKING:
     import httpx
     from rich.console import Console
@@ -82,6 +84,7 @@ class ProblemAnswered(Refused):
 
 def settings() -> Mapping[str, str]:
     """FPSO_* variables: of `.fpso/env`, overridden by the environment's."""
+    read_secrets()
     lines = ENV_FILE.read_text().splitlines() if ENV_FILE.is_file() else []
     pairs = (
         line.removeprefix("export ").partition("=") for line in lines if line.startswith(("FPSO_", "export "))

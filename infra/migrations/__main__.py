@@ -7,11 +7,13 @@ import psycopg
 
 from infra import logs
 from infra.migrations import ROLES, migrate
+from infra.secret_files import read_secrets
 
 
 def main() -> None:
     """Migrate what FPSO_DATABASE_URL and FPSO_READ_DATABASE_URL name."""
     logs.configure("migrate", os.environ.get("FPSO_LOG_LEVEL") or "INFO")
+    read_secrets()
     database_url = os.environ.get("FPSO_DATABASE_URL")
     if not database_url:
         sys.exit("cannot migrate: FPSO_DATABASE_URL is not set")
