@@ -178,6 +178,8 @@ async def test_an_epoch_has_an_origin_of_its_own_in_the_same_tree(
     async with sealer():
         await until_sealed(store, 1, "the first epoch is sealed")
         store.query("INSERT INTO event_store.epochs VALUES (2, 2, now())")
+        begun = "SELECT tree_size FROM audit.checkpoints WHERE epoch = 2"
+        await until(lambda: store.query(begun) == [(1,)], "the second begins with what was there")
         last = store.register_equipment("A", "B")
         await until_sealed(store, last, "the second is sealed")
     [first] = keys.read(key_file)
