@@ -282,7 +282,7 @@ class Load:
             return None
         if answer.is_success or _is_refusal(answer):
             return answer
-        self.ledger.note_failure(_what(answer))
+        self.ledger.note_failure(f"{answer.status_code} {_slug(answer)}".strip())
         return None
 
     async def _read_back(self, entry: Entry) -> None:
@@ -299,15 +299,14 @@ class Load:
 
 def _is_refusal(answer: httpx.Response) -> bool:
     """Whether a service has decided: not the gateway, which knows nobody while it starts."""
-    if not 400 <= answer.status_code < 500 or not answer.headers["content-type"].startswith(PROBLEM):
-        return False
-    return not answer.json()["type"].endswith("idempotency-key-in-use")
+    return 400 <= answer.status_code < 500 and _slug(answer) not in ("", "idempotency-key-in-use")
 
 
-def _what(answer: httpx.Response) -> str:
-    if answer.headers.get("content-type", "").startswith(PROBLEM):
-        return f"{answer.status_code} {answer.json()['type'].rpartition('/')[2]}"
-    return str(answer.status_code)
+def _slug(answer: httpx.Response) -> str:
+    """Of the problem; empty where it is none."""
+    if not answer.headers.get("content-type", "").startswith(PROBLEM):
+        return ""
+    return str(answer.json()["type"]).rpartition("/")[2]
 
 
 def _enter(entry: Entry, answer: httpx.Response) -> None:

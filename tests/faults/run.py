@@ -202,7 +202,9 @@ def keep(outcome: Outcome, run: Run, directory: Path) -> None:
     """Write the outcome down; where something is not as it should be, with what is needed to find out why."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "outcome.json").write_text(outcome.written())
-    if outcome.verdict.holds and not any(name.startswith("500") for name in outcome.failures):
+    has_failed = any(name.startswith("500") for name in outcome.failures)
+    has_ended = any(not name.startswith("postgres") for name in outcome.ended)  # which a full disk ends
+    if outcome.verdict.holds and not has_failed and not has_ended:
         return
     shutil.copytree(run.world.system.logs, directory / "logs", dirs_exist_ok=True)
     with (directory / "ledger.jsonl").open("w") as ledger:

@@ -4,9 +4,11 @@ One has a queue of its own, the other reads the stream. What they are delivered 
 """
 
 import asyncio
+import json
 import logging
 from contextlib import suppress
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 import aio_pika
 import httpx
@@ -28,6 +30,20 @@ INTERRUPTIONS = (AMQPError, OSError, RuntimeError, StopAsyncIteration, httpx.HTT
 Event = dict[str, Any]
 
 
+class Seen(NamedTuple):
+    """What is kept of an event: enough to tell it from any other."""
+
+    position: int
+    id: str
+    digest: bytes
+
+
+def seen(event: Event) -> Seen:
+    """``event``, a CloudEvent in JSON format, in short."""
+    content = json.dumps(event, sort_keys=True, ensure_ascii=False)
+    return Seen(event["position"], event["id"], sha256(content.encode()).digest())
+
+
 class ChainBroken(Exception):
     """An event follows on nothing that was there before."""
 
@@ -37,7 +53,7 @@ class Subscriber:
 
     def __init__(self, name: str, amqp_url: str, gateway_url: str, *, is_on_stream: bool) -> None:
         self.name = name
-        self.record: list[Event] = []
+        self.record: list[Seen] = []
         """Every event once, in order: the work that was done."""
         self.healed = 0
         """Events that the feed had to give."""
@@ -51,7 +67,7 @@ class Subscriber:
     @property
     def checkpoint(self) -> int:
         """The position of the last event that was taken."""
-        return int(self.record[-1]["position"]) if self.record else 0
+        return self.record[-1].position if self.record else 0
 
     async def run(self) -> None:
         """Follow until cancelled, or until the chain breaks."""
@@ -115,7 +131,7 @@ class Subscriber:
             raise ChainBroken(
                 f"{event['id']} at {event['position']} follows {event['previousposition']}, not {self.checkpoint}"
             )
-        self.record.append(event)
+        self.record.append(seen(event))
         return True
 
     async def _heal(self, to: int | None) -> None:

@@ -19,7 +19,7 @@ from events.event import Event
 from events.state import EquipmentState, State, VesselState, state_after
 from infra.event_store.reader import Reader, reading_pool
 from tests.faults.load import CHANGES_NOTHING, Entry, Ledger
-from tests.faults.subscriber import Subscriber, stream_content
+from tests.faults.subscriber import Seen, Subscriber, seen, stream_content
 from tests.faults.world import NotRecovered, World
 from tests.projector.processes import until
 from tests.subscriber.conftest import work_of
@@ -288,7 +288,7 @@ def check_answers(verdict: Verdict, world: World, ledger: Ledger) -> None:
 async def _check_deliveries(verdict: Verdict, world: World, subscribers: Sequence[Subscriber]) -> None:
     async with reading_pool(world.system.database_url, 1, "faults") as pool:
         events = [event async for batch in Reader(pool).batches(0, 2000) for event in batch]
-    expected = [json_of(event) for event in events]
+    expected = [seen(json_of(event)) for event in events]
     feed = await _feed(world.system.gateway_url)
     verdict.add("the feed = the store", len(feed), differences(expected, feed))
     for subscriber in subscribers:
@@ -319,17 +319,16 @@ async def _check_deliveries(verdict: Verdict, world: World, subscribers: Sequenc
     check_published(verdict, content, events, terms, world.stream_unbound)
 
 
-async def _feed(gateway_url: str) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = []
+async def _feed(gateway_url: str) -> list[Seen]:
+    items: list[Seen] = []
     async with httpx.AsyncClient(base_url=gateway_url, timeout=60, trust_env=False) as client:
         while True:
-            answer = await client.get(
-                "/v1/events", params={"after": items[-1]["position"] if items else 0, "limit": 1000}
-            )
+            query = {"after": items[-1].position if items else 0, "limit": 1000}
+            answer = await client.get("/v1/events", params=query)
             answer.raise_for_status()
             if not (page := answer.json()["items"]):
                 return items
-            items += page
+            items += map(seen, page)
 
 
 async def _reach(subscriber: Subscriber, events: Sequence[Event]) -> None:
@@ -343,10 +342,10 @@ async def _reach(subscriber: Subscriber, events: Sequence[Event]) -> None:
         subscriber.broken = f"it has got no further than {subscriber.checkpoint} of {last}"
 
 
-def differences(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[str]:
+def differences(expected: Sequence[Seen], found: Sequence[Seen]) -> list[str]:
     """Where two lists of events differ."""
     differing = [
-        f"at {one['position']}: {one['id']} is {other['id'] if one['id'] != other['id'] else 'different'}"
+        f"at {one.position}: {one.id} is {other.id if one.id != other.id else 'different'}"
         for one, other in zip(expected, found, strict=False)
         if one != other
     ]
