@@ -161,8 +161,8 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Retry-After": ("Seconds to wait before repeating.", {"type": "integer", "minimum": 1, "examples": [1]}),
     "Vary": ("What else the answer depends on.", {"type": "string", "examples": ["Accept"]}),
     "WWW-Authenticate": (
-        "`Bearer`, with `error` where a credential was given that is not valid (RFC 6750).",
-        {"type": "string", "examples": ["Bearer", 'Bearer error="invalid_token"']},
+        "Where access control is on: `Bearer`, with `error` where a credential was given (RFC 6750).",
+        {"type": "string", "examples": ['Bearer realm="fpso"', 'Bearer realm="fpso", error="invalid_token"']},
     ),
     "X-Accel-Buffering": ("A proxy passes the stream on as it comes.", {"type": "string", "const": "no"}),
     "X-Correlation-ID": ("As sent, or as made for this request.", {"type": "string", "maxLength": 128}),
@@ -174,6 +174,7 @@ RESPONSE_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 # What a problem says in a header.
 _PROBLEM_HEADERS: Mapping[Slug, tuple[str, ...]] = {
+    "forbidden": ("WWW-Authenticate",),
     "idempotency-key-in-use": ("Retry-After",),
     "not-sealed-yet": ("Retry-After",),
     "outcome-unknown": ("Retry-After",),

@@ -209,12 +209,12 @@ class Edge:
         try:
             admission = await guard.let_in(authorization)
         except Problem:
-            if not self._is_open(scope):
+            if not self._is_documentation(scope):
                 raise
         else:
             scope[CALLER], scope[ADMITTED] = admission.caller, admission.lasts
 
-    def _is_open(self, scope: Scope) -> bool:
+    def _is_documentation(self, scope: Scope) -> bool:
         try:
             path = decoded_path(_raw_path(scope))
         except Problem:

@@ -27,6 +27,11 @@ ADMITTED = "fpso.admitted"
 long. Absent where nothing can change that."""
 
 
+CHALLENGE = 'Bearer realm="fpso"'
+"""WWW-Authenticate of whoever gets no further (RFC 6750 §3)."""
+_NOT_ENOUGH = {"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope"'}
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who a request comes from."""
@@ -58,7 +63,7 @@ class Caller:
     def require(self, role: Role) -> None:
         """Refuse whoever has not ``role``."""
         if role not in self.roles:
-            raise Problem("forbidden", f"This takes the role {role}.", role=role)
+            raise Problem("forbidden", f"This takes the role {role}.", headers=_NOT_ENOUGH, role=role)
 
     def require_vessel(self, vessel_code: str | None) -> None:
         """Refuse what is outside the vessels of the grant, whether it exists or not."""
@@ -89,7 +94,8 @@ ANYBODY = Caller("anonymous", "unauthenticated", frozenset(ROLES), None)
 
 def outside_scope(**offender: Any) -> Problem:
     """What was asked for is not on the caller's vessels. Whether it exists at all is not said."""
-    return Problem("forbidden", "The grant is limited to vessels, and this is on none of them.", **offender)
+    detail = "The grant is limited to vessels, and this is on none of them."
+    return Problem("forbidden", detail, headers=_NOT_ENOUGH, **offender)
 
 
 def caller_of(scope: Scope) -> Caller:

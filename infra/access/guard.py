@@ -5,14 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from infra.access.caller import Admission, NotValid, Undecided
+from infra.access.caller import CHALLENGE, Admission, NotValid, Undecided
 from infra.access.keys import PREFIX, Keys
 from infra.problems import Problem
 from infra.settings import ApiSettings
 
 # RFC 6750 §2.1; the scheme's case does not matter (RFC 9110 §11.1).
 _BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]+=*)")
-_CHALLENGE = 'Bearer realm="fpso"'
 
 
 class Credentials(Protocol):
@@ -33,7 +32,7 @@ class Guard:
         """The caller whom these Authorization headers stand for; raises the problem where it is nobody."""
         if not authorization:
             detail = "This takes Authorization: Bearer with an API key or a token."
-            raise Problem("unauthenticated", detail, headers={"WWW-Authenticate": _CHALLENGE})
+            raise Problem("unauthenticated", detail, headers={"WWW-Authenticate": CHALLENGE})
         given = _BEARER.fullmatch(authorization[0])
         if given is None or len(authorization) > 1:
             raise _refused("The header is not Authorization: Bearer with one API key or token.")
@@ -54,7 +53,7 @@ class Guard:
 
 
 def _refused(detail: str) -> Problem:
-    headers = {"WWW-Authenticate": f'{_CHALLENGE}, error="invalid_token"'}
+    headers = {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'}
     return Problem("unauthenticated", detail, headers=headers)
 
 

@@ -10,6 +10,12 @@ from tests.access.conftest import Ask
 from tests.access.operations import GRANTED, NOBODY, OPERATIONS, Operation, table
 from tests.access.provider import Provider
 
+CHALLENGES = {
+    "no credential": 'Bearer realm="fpso"',
+    "bad credential": 'Bearer realm="fpso", error="invalid_token"',
+    "403": 'Bearer realm="fpso", error="insufficient_scope"',
+}
+"""WWW-Authenticate, by caller or status."""
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "access.md"
 
 
@@ -35,9 +41,11 @@ def test_access_is_as_the_document_declares_it(
             # What passes is refused for something else, or reads; only what is streamed has no end.
             with gateway.stream(operation.method, operation.url(), headers=headers) as answer:
                 status = answer.status_code
+                challenge = answer.headers.get("WWW-Authenticate")
             expected[caller] = operation.status_for(caller)
             found[caller] = status if status in (401, 403) else None
             assert status < 500
+            assert challenge == CHALLENGES.get(caller if status == 401 else str(status))
             assert found == expected, f"{caller} {status}"
 
 
