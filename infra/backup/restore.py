@@ -25,6 +25,7 @@ from infra.migrations import MIGRATION_LOCK_KEY, ROLES
 from infra.settings import Settings
 
 Connection = AsyncConnection[Any]
+TOLD_TOO_MUCH = "its receiver has been given what never happened: undo it by webhook-id; the rest comes again"
 OURS = "fpso %"
 """Names of sessions of the owner's commands."""
 
@@ -62,6 +63,7 @@ async def restore(
         aside = await _set_aside(connection, past, replace=replace)
         await load(connection, folder / DUMP)
         await _check_loaded(connection, manifest)
+        await _compare_webhooks(connection, past)
         proof = await _prove(connection, trust, past)
         opened = await open_epoch(connection, past)
         revoked = await _revoke_again(connection, aside)
@@ -157,13 +159,21 @@ async def _set_aside(connection: Connection, past: Past, *, replace: bool) -> li
 
 
 async def _webhooks(connection: Connection) -> list[Subscriber]:
-    cure = "its receiver has been given what never happened: undo it by webhook-id; the rest comes again"
     return [
-        Subscriber(f"webhook {name}", position, cure)
+        Subscriber(f"webhook {name}", position, TOLD_TOO_MUCH)
         for name, position in await fetched(
             connection, "SELECT name, position FROM delivery.webhooks ORDER BY name"
         )
     ]
+
+
+async def _compare_webhooks(connection: Connection, past: Past) -> None:
+    """Of a webhook that only the backup knows it cannot be said how far it was; others are gone."""
+    known = {one.who: one for one in past.subscribers if one.cure == TOLD_TOO_MUCH}
+    here = {one.who for one in await _webhooks(connection)}
+    past.subscribers.extend(Subscriber(who, None, TOLD_TOO_MUCH) for who in sorted(here - known.keys()))
+    for who in known.keys() - here:
+        known[who].position, known[who].cure = None, "it is not in the backup: create it again"
 
 
 async def _check_loaded(connection: Connection, manifest: Manifest) -> None:

@@ -38,6 +38,7 @@ def test_the_restore_named_who_has_seen_what_is_lost(drill: Drill) -> None:
     assert "Holds:" in said
     assert f"A witness has seen {lost} more sealed: they are lost." in said
     assert f"webhook museum {last} its receiver" in said
+    assert "webhook newcomer ? it is not in the backup" in said
     assert f"read model {last} nothing: it goes back by itself" in said
     assert f"fpso.events.stream {last} nothing" in said
     assert "--accept-origin fpso.local/audit/2" in said

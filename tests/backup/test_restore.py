@@ -142,6 +142,7 @@ def test_a_database_with_nothing_in_it_is_enough(database: str, drill: Drill) ->
     assert done.exit_code == 0, done.output
     assert query(database, "SELECT count(*) FROM event_store.stored_events") == [(drill.manifest["events"],)]
     assert query(database, "SELECT position FROM read_model.checkpoints") == [(0,), (0,)]
+    assert "webhook museum ? its receiver" in " ".join(done.stdout.split())
 
 
 def test_a_backup_is_there_as_a_whole_or_not_at_all(database: str, folder: Path, tmp_path: Path) -> None:
