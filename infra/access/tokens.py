@@ -185,7 +185,7 @@ class Tokens:
         admission = self._admission(claims)
         if len(self._verified) >= VERIFIED_MAX:
             self._verified.clear()
-        expires_in = claims["exp"] + LEEWAY - time()
+        expires_in = claims["exp"] - int(time()) + LEEWAY
         until = monotonic() + min(VERIFIED_SECONDS, expires_in)
         self._verified[digest] = until, await self._keys.known(), admission
         return admission

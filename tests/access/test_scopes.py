@@ -98,6 +98,20 @@ def test_equipment_moves_only_between_vessels_of_the_grant(ask: Ask, fleet: Flee
     assert ask("POST", path, fleet.scoped, json={"vessel_code": "NOT REGISTERED"}).status_code == 404
 
 
+def test_an_operation_stays_with_the_vessel_where_the_work_was_done(
+    ask: Ask, fleet: Fleet, admin: str
+) -> None:
+    equipment = f"/v1/equipment/{quote(fleet.on_outside)}"
+    void = f"{equipment}/operations/{fleet.operation_outside}/void"
+    moved = ask("POST", f"{equipment}/transfer", admin, json={"vessel_code": fleet.inside})
+    assert moved.status_code == 200
+    for headers in ({}, {"If-Match": '"1"'}, {"If-Match": "*"}):
+        assert ask("POST", void, fleet.scoped, headers=headers).status_code == 403
+    assert ask("PATCH", equipment, fleet.scoped, json={"name": "Valve"}).status_code == 200
+    assert ask("POST", void, admin).json()["voided"]
+    assert ask("POST", void, fleet.scoped).status_code == 403
+
+
 def test_what_is_outside_a_list_is_named(ask: Ask, fleet: Fleet, admin: str) -> None:
     codes = [fleet.on_inside, fleet.on_outside, "NOTHING"]
     answer = ask("POST", "/v1/equipment/deactivate", fleet.scoped, json={"codes": codes})
