@@ -246,6 +246,7 @@ async def record_operation(command: RecordOperation, store: EventStore) -> Opera
 async def void_operation(command: VoidOperation, store: EventStore) -> OperationLeft:
     equipment = await store.get(Equipment, command.equipment_code)
     operation = equipment.operation(command.operation_id)
+    store.caller.require_vessel(operation.vessel_code)  # the equipment may have moved since
     store.check_version(equipment.version, operation.version)
     equipment.void_operation(command.operation_id, command.reason)
     store.save(equipment)
