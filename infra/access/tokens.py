@@ -178,9 +178,9 @@ class Tokens:
         """Whom ``token`` lets in. Raises `NotValid` and `Undecided`."""
         keys = await self._keys.known()
         digest = sha256(token.encode()).digest()
-        until, verified_with, admission = self._verified.get(digest, (0.0, None, None))
-        if admission is not None and verified_with is keys and monotonic() < until:
-            return admission
+        match self._verified.get(digest):
+            case (until, verified_with, admission) if verified_with is keys and monotonic() < until:
+                return admission
         claims = await self._claims(token, keys)
         admission = self._admission(claims)
         if len(self._verified) >= VERIFIED_MAX:

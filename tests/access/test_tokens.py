@@ -144,6 +144,11 @@ async def test_what_a_token_has_let_in_lasts_until_it_expires(provider: Provider
     assert not (await tokens.find(provider.token(exp=time.time() - 1))).lasts()
 
 
+async def test_a_token_is_verified_once(provider: Provider, tokens: Tokens) -> None:
+    token = provider.token()
+    assert await tokens.find(token) is await tokens.find(token)
+
+
 # --- Bad ones ---------------------------------------------------------------------------------------------
 
 

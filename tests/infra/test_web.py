@@ -40,7 +40,7 @@ class Filters(BaseModel):
 TAKES = requires("viewer")
 
 
-def application(auth: Any = "off") -> FastAPI:
+def application() -> FastAPI:
     router = APIRouter(route_class=JsonRoute)
 
     @router.get("/things/{code}", openapi_extra=TAKES)
@@ -68,7 +68,7 @@ def application(auth: Any = "off") -> FastAPI:
     async def busy() -> Response:
         raise Problem("overloaded", "Too much.", headers={"Retry-After": "3"}, queued=7)
 
-    return new_api("test", "", auth, [router])
+    return new_api("test", "", "off", [router])
 
 
 def client_of(app: FastAPI, base_url: str = "http://localhost:8088") -> httpx.AsyncClient:
