@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 from unittest.mock import Mock
 
 import httpx
