@@ -5,6 +5,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from secrets import token_hex
+from threading import Timer
 from typing import Any
 
 import httpx
@@ -89,6 +90,23 @@ def test_a_revoked_key_is_refused_by_both_apis_within_a_second(ask: Ask, fpso: F
 def status(ask: Ask, key: str, method: str) -> int:
     path = "/v1/vessels?limit=1" if method == "GET" else "/v1/vessels/NOTHING/equipment"
     return ask(method, path, key, **({} if method == "GET" else {"json": {}})).status_code
+
+
+def test_a_stream_ends_with_the_key_that_let_it_in(
+    gateway: httpx.Client, fpso: Fpso, make_key: Callable[..., str]
+) -> None:
+    for path in ("/v1/events/stream", "/v1/events?after=1000000&wait=30"):
+        name = f"w-{token_hex(3)}"
+        headers = {"Authorization": f"Bearer {make_key('auditor', name=name)}"}
+        if path.endswith("stream"):
+            with gateway.stream("GET", path, headers=headers, timeout=10) as answer:
+                assert answer.status_code == 200
+                assert fpso("keys", "revoke", name).exit_code == 0
+                for _ in answer.iter_raw():
+                    pass  # to its end, where it has one
+        else:
+            Timer(0.3, fpso, ("keys", "revoke", name)).start()
+            assert gateway.get(path, headers=headers, timeout=10).status_code == 401
 
 
 # --- fpso keys --------------------------------------------------------------------------------------------
