@@ -1,5 +1,6 @@
 """The bodies of commands: which content types they have, how large they may be."""
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -11,6 +12,8 @@ from infra.problems import Problem, invalid
 from infra.routing import Route
 
 JSON_MAX_BYTES = 1024 * 1024
+JSON_SECONDS = 30.0
+"""A whole body comes within so long; for imports see there."""
 IMPORT_MAX_BYTES = 64 * 1024 * 1024
 _CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]+)", re.IGNORECASE)
 
@@ -79,7 +82,11 @@ class JsonRoute(Route):
     async def body_of(self, request: Request) -> bytes:
         """See `Route`."""
         check_content_type(request, MERGE_PATCH if request.method == "PATCH" else JSON)
-        body = b"".join([piece async for piece in pieces_of(request, JSON_MAX_BYTES)])
+        try:
+            async with asyncio.timeout(JSON_SECONDS):
+                body = b"".join([piece async for piece in pieces_of(request, JSON_MAX_BYTES)])
+        except TimeoutError:
+            raise invalid("", f"the body was not whole within {JSON_SECONDS:g} s") from None
         if (name := repeated_member(body)) is not None:
             raise invalid("", f"the member {name!r} is there more than once")
         return body

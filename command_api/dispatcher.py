@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,6 +122,8 @@ class Dispatcher:
     headers: CommandHeaders
     fingerprint: Callable[[], bytes]
     """Of the request; only worked out where there is an idempotency key."""
+    require_admitted: Callable[[], Awaitable[None]]
+    """Refuses a caller who is not let in any longer: before a command is decided there may be waits."""
 
     async def execute(self, command: Command, respond: Respond[Any]) -> Response:
         """Carry out ``command`` and answer what ``respond`` makes of it, or the first answer to its key.
@@ -173,6 +175,7 @@ class Dispatcher:
         give_up_at = time.monotonic() + GIVE_UP_SECONDS
         is_fresh = False
         while time.monotonic() < give_up_at:
+            await self.require_admitted()
             append = Append(
                 [],
                 idempotency_key=key,
@@ -206,6 +209,7 @@ class Dispatcher:
                     return respond(result, append.settled), False
             append.events, append.unchanged = store.events, store.unchanged
             append.answer = lambda recording, result=result: respond(result, recording)
+            await self.require_admitted()
             match await self.commands.group_commit.record(append):
                 case Recording() as recording:
                     for aggregate in store.changed:

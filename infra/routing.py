@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from infra.access.admission import require_admitted
 from infra.access.caller import ROLES, Role, caller_of
 
 BODY = "fpso.body"
@@ -61,6 +62,8 @@ class Route(APIRoute):
         request = Request(scope, receive)
         scope[BODY] = body = await self.body_of(request)
         response = await self.endpoint(**await self._arguments.of(request, body))
+        if scope["method"] == "GET" and self.role is not None:
+            await require_admitted(scope)  # it may have waited
         await response(scope, receive, send)
 
     async def body_of(self, request: Request) -> bytes:  # noqa: ARG002 - for routes that take one

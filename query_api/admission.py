@@ -6,26 +6,13 @@ from contextlib import contextmanager
 
 from starlette.types import Scope
 
+from infra.access.admission import is_admitted
 from infra.access.caller import ADMITTED
-from infra.access.guard import Guard
 from infra.service import ABORT
 
 LOOK_SECONDS = 0.25
 GRACE_SECONDS = 0.5
 """So long after the end whoever takes nothing is cut off."""
-
-
-def is_admitted(scope: Scope) -> bool:
-    """Whether the caller of a request is still let in."""
-    admitted: Callable[[], bool] = scope.get(ADMITTED, _always)
-    return admitted()
-
-
-async def require_admitted(scope: Scope) -> None:
-    """Refuse a caller who was let in and, after some wait, would not be any longer."""
-    if not is_admitted(scope):
-        guard: Guard = scope["app"].state.guard
-        await guard.let_in([value for name, value in scope["headers"] if name == b"authorization"])
 
 
 @contextmanager
@@ -56,10 +43,6 @@ def abort_of(scope: Scope) -> Callable[[], None]:
     """Drops the connection of a request, where its server can do that."""
     abort: Callable[[], None] = scope.get("state", {}).get(ABORT, _nothing)
     return abort
-
-
-def _always() -> bool:
-    return True
 
 
 def _nothing() -> None:

@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from infra.access.admission import require_admitted
 from infra.access.caller import caller_of
-from query_api.admission import abort_of, require_admitted, while_admitted
+from query_api.admission import abort_of, while_admitted
 from query_api.paging import Listing, Page, link_to_next
 from query_api.read_model import ReadModel, Row
 

@@ -1,5 +1,6 @@
 """What routes are given: the dispatcher of the request."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends
@@ -8,6 +9,7 @@ from starlette.requests import Request
 from command_api.dispatcher import Commands, Dispatcher
 from command_api.headers import check_no_if_match, command_headers
 from command_api.idempotency import Fingerprint
+from infra.access.admission import require_admitted
 from infra.routing import BODY
 
 
@@ -19,7 +21,8 @@ async def _dispatcher(request: Request) -> Dispatcher:
         whole.add(request.scope[BODY])
         return whole.digest()
 
-    return Dispatcher(commands, command_headers(request), fingerprint)
+    require = partial(require_admitted, request.scope)
+    return Dispatcher(commands, command_headers(request), fingerprint, require)
 
 
 async def _creation_dispatcher(request: Request) -> Dispatcher:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter
@@ -18,6 +19,7 @@ from command_api.idempotency import Fingerprint
 from command_api.resources import ImportedResource, imported_answer
 from command_api.routes.documentation import changes_many
 from command_api.rows import READERS, Rows, decoded_lines
+from infra.access.admission import require_admitted
 from infra.problems import Problem, invalid, pointer_of
 from infra.routing import Route
 from infra.web import PathCode
@@ -67,7 +69,8 @@ async def import_equipment(
         fingerprint = Fingerprint(request)
         rows, problems = await _read(request, fingerprint, content_type, code)
         command = ImportEquipment(code, rows, problems, skips_problems=on_error == "skip")
-        dispatcher = Dispatcher(request.app.state.commands, headers, fingerprint.digest)
+        require = partial(require_admitted, request.scope)
+        dispatcher = Dispatcher(request.app.state.commands, headers, fingerprint.digest, require)
         return await dispatcher.execute(command, imported_answer)
 
 

@@ -52,9 +52,12 @@ class Doors:
 
     def __init__(self) -> None:
         self.is_open = True
+        self.asked = 0
+        """How many have come."""
 
     async def let_in(self, authorization: Sequence[bytes]) -> Admission:
         """See `infra.access.guard.Guard`."""
+        self.asked += 1
         if not (self.is_open and authorization):
             raise Problem("unauthenticated", "The doors are shut.")
         scope, _, role = authorization[0].decode().removeprefix("Bearer ").partition("-")
@@ -586,6 +589,19 @@ async def test_a_long_poll_ends_with_401_once_its_caller_is_shut_out(
         waiting = group.create_task(client.get("/v1/events", params=asked, headers=as_("ALF")))
         await until(lambda: REGISTRY.get_sample_value("fpso_feed_readers") == 1)
         doors.is_open = False
+    assert (await waiting).status_code == 401
+
+
+async def test_who_has_waited_for_a_position_is_not_given_it_once_he_is_shut_out(
+    client: httpx.AsyncClient, fleet: Fleet, doors: Doors
+) -> None:
+    voyage(fleet)
+    asked = {"min_position": fleet.position + 1}
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        waiting = group.create_task(client.get("/v1/vessels/ALF", params=asked, headers=as_("ALF")))
+        await until(lambda: doors.asked == 1)
+        doors.is_open = False
+        fleet.record("vessel/ALF", VesselRenamed(name="Alfa"))
     assert (await waiting).status_code == 401
 
 
