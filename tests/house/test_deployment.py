@@ -104,7 +104,7 @@ def test_the_brokers_users_and_rights_are_those_of_make_run() -> None:
 
 def test_the_image_is_not_root() -> None:
     stages = (CHECKOUT / "infra/Dockerfile").read_text().split("\nFROM ")
-    service, test = stages[2], stages[3]
+    service, test = stages[3], stages[4]
     assert "\nUSER 10001:10001\n" in service
     assert "\nUSER fpso\n" in test
     assert "requirements.txt" not in service  # nothing is installed in it
