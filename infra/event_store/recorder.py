@@ -435,12 +435,14 @@ def _columns(events: Sequence[PendingEvent], position: int, occurred_at: datetim
 def _relied_on(append: Append, batch: Sequence[Append]) -> Mapping[str, int]:
     """The versions that ``append`` is held to.
 
-    The primary key alone refuses a lone command whose own streams have moved on, so only what it left
-    unchanged is looked up; within a batch it must be known who is to blame.
+    The primary key alone refuses a lone command that begins streams which are there by now, as an import;
+    within a batch it must be known who is to blame. What goes on in a stream is always looked up: a process
+    that remembers what a restore took back would leave a hole in its versions.
     """
+    own = _first_versions(append.events)
     if len(batch) == 1:
-        return append.unchanged
-    return {**append.unchanged, **_first_versions(append.events)}
+        own = {stream: version for stream, version in own.items() if version}
+    return {**append.unchanged, **own}
 
 
 def _first_versions(events: Sequence[PendingEvent]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from eventsourcing.persistence import IntegrityError, PersistenceError
+from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEvent
 from pydantic_core import from_json
 
 from events.equipment import OperationRecorded
@@ -84,6 +84,12 @@ def test_a_lone_command_that_conflicts_is_refused_by_the_primary_key(recorder: R
         recorder.append([an_append(VAL, REGISTERED)])
 
 
+def test_a_lone_command_that_remembers_what_a_restore_took_back_leaves_no_hole(recorder: Recorder) -> None:
+    appended(recorder, an_append(VAL, REGISTERED))
+    assert appended(recorder, an_append(VAL, VesselRenamed(name="x"), after=5)) == [Conflict(VAL, 5, 1)]
+    assert len(list(recorder.select_events(VAL))) == 1
+
+
 def test_more_than_a_statement_takes_is_recorded_in_order(recorder: Recorder) -> None:
     count = 2 * INSERT_SLICE + 10
     (outcome,) = appended(recorder, an_append(VAL, *[REGISTERED] * count))
@@ -97,7 +103,8 @@ def test_more_than_a_statement_takes_is_recorded_in_order(recorder: Recorder) ->
 def test_of_more_than_a_statement_takes_nothing_is_recorded_where_a_version_is_taken(
     recorder: Recorder, taken: int
 ) -> None:
-    appended(recorder, an_append(VAL, REGISTERED, after=taken - 1))
+    state = b'{"occurred_at":"2024-05-01T00:00:00Z"}'
+    recorder.insert_events([StoredEvent(VAL, taken, REGISTERED.type, state)])
     with pytest.raises(IntegrityError):
         recorder.append([an_append(VAL, *[REGISTERED] * (2 * INSERT_SLICE + 10))])
     assert len(list(recorder.select_events(VAL))) == 1
