@@ -13,6 +13,7 @@ from eventsourcing.utils import Environment
 from psycopg import Connection, OperationalError
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow
+from psycopg.types.composite import CompositeInfo, register_composite
 
 from events.event import StreamEvent
 from infra.database import CONNECT_TIMEOUT, speaks_unasked
@@ -64,8 +65,16 @@ class Datastore(PostgresDatastore):
             self.pool.drain()  # the others may have ended with it, and only the next is looked at in time
             raise OperationalError("the pooled connection has something to say unasked")
 
+    def register_type_adapters(self) -> None:
+        """Nothing yet: a process may be started before its database. The first session asks for the types."""
+
     def after_connect_func(self) -> Callable[[Connection[Any]], None]:
         """Give each session its time-outs. The server may be too old to know one of them; the rest hold."""
+        names, adapters, python_types = (
+            self.db_type_names,
+            self.psycopg_type_adapters,
+            self.psycopg_python_types,
+        )
 
         def after_connect(connection: Connection[DictRow]) -> None:
             connection.autocommit = True
@@ -74,6 +83,10 @@ class Datastore(PostgresDatastore):
                 "JOIN unnest(%s::text[], %s::text[]) AS session (name, value) USING (name)",
                 [list(_SESSION), list(_SESSION.values())],
             )
+            for name in names - adapters.keys():
+                if (info := CompositeInfo.fetch(connection, f"{SCHEMA}.{name}")) is not None:
+                    register_composite(info, connection)
+                    adapters[name], python_types[name] = info, info.python_type
 
         return after_connect
 

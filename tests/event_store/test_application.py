@@ -31,6 +31,11 @@ def test_an_aggregate_is_loaded_by_the_librarys_repository(vessel: Vessel) -> No
     assert (vessel.code, vessel.version, vessel.state.name) == ("VAL", 2, "x")
 
 
+def test_it_may_be_there_before_its_database() -> None:
+    with FleetApplication("postgresql://nobody@127.0.0.1:1/none", 1) as application, application.appending():
+        pass
+
+
 def test_a_stream_without_events_is_not_found(application: FleetApplication) -> None:
     with pytest.raises(AggregateNotFoundError):
         load(application, "vessel/NONE")
