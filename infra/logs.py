@@ -1,12 +1,13 @@
 """Logs as JSON lines on standard output: facts with a time, a level, the correlation id and the position."""
 
+import json
 import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from events.values import time_text
 
@@ -37,7 +38,10 @@ class JsonLines(logging.Formatter):
         line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return to_json(line, serialize_unknown=True).decode()
+        try:
+            return to_json(line, serialize_unknown=True).decode()
+        except PydanticSerializationError:  # a text that has no UTF-8: half of a surrogate pair
+            return json.dumps(line, default=str)
 
 
 def configure(service: str, level: str) -> None:
