@@ -38,6 +38,8 @@ SUFFIXES: dict[Format, str] = {
     "application/x-ndjson": "ndjson",
 }
 
+ACCEPT_MAX = 1_000
+"""Characters of an Accept header that is looked into; browsers send a tenth of that."""
 CHUNK_ROWS = 250
 """Between two chunks other requests have their turn."""
 STALL_SECONDS = 30.0
@@ -57,9 +59,11 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 def preferred(accept: str, offered: tuple[str, ...]) -> str:
     """The media type of ``offered`` that an Accept header prefers (RFC 9110 §12.5.1).
 
-    The higher quality wins, then the more exactly named, then the first offered. Where none is acceptable
-    the first is answered all the same, which the RFC allows.
+    The higher quality wins, then the more exactly named, then the first offered. Where none is acceptable,
+    or the header would take long to read, the first is answered all the same, which the RFC allows.
     """
+    if len(accept) > ACCEPT_MAX:
+        return offered[0]
     ranges = [_media_range(part) for part in accept.split(",")] if accept.strip() else []
 
     def rank(media_type: str) -> tuple[float, int]:

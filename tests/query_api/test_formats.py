@@ -257,6 +257,7 @@ async def test_downloads_leave_connections_for_everybody_else(
         ("text/csv;q=oops", "application/json"),
         ("text/csv;q=2", "application/json"),
         (";;,,q=1", "application/json"),
+        ("text/csv" + ",a/b" * 20_000, "application/json"),  # it would take a third of a second to read
     ],
 )
 def test_accept_is_honoured(accept: str, expected: str) -> None:
