@@ -215,10 +215,10 @@ class Dispatcher:
                     for aggregate in store.changed:
                         self.commands.streams.remember(aggregate, recording)
                     return append.kept or respond(result, recording), False
-                case Replay(answer):
-                    return answer, True
-                case KeyReused():
-                    raise _key_reused(key)
+                case Replay() | KeyReused() if store.has_read_cache:
+                    is_fresh = True  # whoever may not do it any more, as others may know, is told nothing
+                case Replay() | KeyReused() as first:
+                    return _answer_of(first, key), True
                 case Conflict():
                     self.commands.streams.forget([a.stream for a in store.changed] + list(store.unchanged))
                     is_fresh = True
@@ -232,13 +232,8 @@ class Dispatcher:
         if key is None:
             return None
         streams = self.commands.streams
-        match await streams.in_thread(lambda: streams.application.recorder.find_answer(key)):
-            case Replay(answer):
-                return answer
-            case KeyReused():
-                raise _key_reused(key)
-            case None:
-                return None
+        first = await streams.in_thread(lambda: streams.application.recorder.find_answer(key))
+        return None if first is None else _answer_of(first, key)
 
 
 def _overloaded(overload: Overloaded, *, is_keyed: bool = False) -> Problem:
@@ -249,9 +244,12 @@ def _overloaded(overload: Overloaded, *, is_keyed: bool = False) -> Problem:
     return Problem("overloaded", detail, headers=headers)
 
 
-def _key_reused(key: IdempotencyKey | None) -> Problem:
+def _answer_of(first: Replay | KeyReused, key: IdempotencyKey | None) -> Answer:
+    """The first answer to ``key``; refuses another request with it."""
+    if isinstance(first, Replay):
+        return first.answer
     assert key is not None
-    return Problem("idempotency-key-reused", f"the key {key.key} was used for another request")
+    raise Problem("idempotency-key-reused", f"the key {key.key} was used for another request")
 
 
 def _problem_of(refusal: Exception) -> Problem:

@@ -1,4 +1,4 @@
-"""Commands whose caller is not let in any longer once it is their turn."""
+"""Commands whose caller is not let in any longer, or may no longer do it, once it is their turn."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +12,7 @@ from command_api.app import CommandSettings, connected, create_app
 from command_api.dispatcher import Commands
 from infra.access.caller import Admission, Caller
 from infra.problems import Problem
-from tests.command_api.conftest import problem
+from tests.command_api.conftest import command_api, problem
 
 ADMIN = Caller.granted("tester", "api_key", frozenset({"admin"}), None)
 
@@ -90,6 +90,27 @@ async def test_who_waits_for_a_first_request_is_not_told_its_answer_afterwards(g
                 await asyncio.sleep(0)
             guarded.doors.is_open = False
     assert problem(await second) == (401, "unauthenticated")
+
+
+async def test_a_process_that_knows_an_old_vessel_replays_nothing_to_who_has_lost_sight(
+    guarded: Guarded, database: str
+) -> None:
+    pump = {"code": "P-1", "name": "Pump", "location": "DECK"}
+    assert (await guarded.client.post("/v1/vessels/VAL/equipment", json=pump)).status_code == 201
+    assert (await guarded.client.post("/v1/vessels", json={"code": "ODIN"})).status_code == 201
+    guarded.doors.caller = Caller.granted("scoped", "api_key", frozenset({"operator"}), frozenset({"VAL"}))
+    first: dict[str, Any] = {"json": {"name": "Valve"}, "headers": {"Idempotency-Key": "k"}}
+    assert (await guarded.client.patch("/v1/equipment/P-1", **first)).status_code == 200
+    assert (await guarded.client.patch("/v1/equipment/P-1", **first)).headers[
+        "Idempotency-Replayed"
+    ] == "true"
+    assert (await guarded.client.patch("/v1/equipment/P-1", json={"name": "Pump"})).status_code == 200
+    async with command_api(database) as other:
+        moved = await other.post("/v1/equipment/P-1/transfer", json={"vessel_code": "ODIN"})
+        assert moved.status_code == 200
+    for name in ("Valve", "Compressor"):
+        again = await guarded.client.patch("/v1/equipment/P-1", **first | {"json": {"name": name}})
+        assert problem(again) == (403, "forbidden")
 
 
 async def test_a_body_of_json_does_not_take_for_ever(
