@@ -251,12 +251,14 @@ _ABSENT = object()
 
 
 def _found(claims: Mapping[str, Any], path: str, default: Any) -> Any:
-    """The claim of this name; where there is none, dots lead into objects."""
+    """The claim of this name; where there is none, dots lead into objects. None where one is no object."""
     if path in claims:
         return claims[path]
     found: Any = claims
     for name in path.split("."):
-        if not isinstance(found, dict) or name not in found:
+        if not isinstance(found, dict):
+            return None
+        if name not in found:
             return default
         found = found[name]
     return found

@@ -113,6 +113,7 @@ async def test_a_client_of_its_own_is_a_service_account(
         ("roles", {"roles": None}, set()),
         ("realm_access.roles", {"realm_access": {"roles": ["viewer"]}}, {"viewer"}),
         ("realm_access.roles", {"realm_access": ["viewer"]}, set()),
+        ("realm_access.roles", {"realm_access": "viewer"}, set()),
         ("https://fpso.example/roles", {"https://fpso.example/roles": ["viewer"]}, {"viewer"}),
     ],
 )
@@ -136,6 +137,15 @@ async def test_vessels_limit_the_grant(
     provider: Provider, tokens: Tokens, claims: dict[str, Any], vessels: frozenset[str] | None
 ) -> None:
     assert (await tokens.find(provider.token(**claims))).caller.vessels == vessels
+
+
+async def test_vessels_that_cannot_be_found_are_not_all_vessels(provider: Provider) -> None:
+    async with accepting(provider, vessels_claim="fleet.grant.vessels") as tokens:
+        for nowhere in ({}, {"fleet": {}}, {"fleet": {"grant": {}}}):
+            assert (await tokens.find(provider.token(**nowhere))).caller.vessels is None
+        for unreadable in (["VAL"], {"grant": ["VAL"]}, {"grant": "VAL"}, {"grant": None}):
+            with pytest.raises(NotValid):
+                await tokens.find(provider.token(fleet=unreadable))
 
 
 async def test_what_a_token_has_let_in_lasts_until_it_expires(provider: Provider, tokens: Tokens) -> None:
