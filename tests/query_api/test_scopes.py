@@ -500,9 +500,10 @@ async def test_a_page_of_a_few_among_many_reads_a_stretch_only(fleet: Fleet) -> 
 
 
 async def test_nothing_is_given_before_the_tables_know_where_it_is(
-    client: httpx.AsyncClient, fleet: Fleet
+    client: httpx.AsyncClient, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log may be ahead of the tables: what it has by then may be on another vessel already."""
+    monkeypatch.setattr(event_log, "EXAMINED_OF_SCOPE", 2)  # no more than they are behind
     voyage(fleet)
     known = fleet.position
     page, others = own_pages(client, "ALF"), own_pages(client, "BRV")
@@ -576,7 +577,9 @@ async def test_a_stream_ends_with_a_comment_once_its_caller_is_shut_out(
             assert (await stream.block(), await stream.block()) == ({"retry": "1000"}, {"": "hello"})
             assert list(await stream.block() or {}) == ["id"]
             doors.is_open = False
-            assert await stream.block() == {"": "what let you in was revoked, has expired, or cannot be confirmed now"}
+            assert await stream.block() == {
+                "": "what let you in was revoked, has expired, or cannot be confirmed now"
+            }
             assert await stream.block() is None
 
 
