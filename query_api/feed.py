@@ -152,6 +152,7 @@ class Selecting(Reading):
         Field(
             description="Of this stream: `vessel/{code}` or `equipment/{code}`.",
             examples=["equipment/23-KA-9101"],
+            json_schema_extra={"pattern": r"^(vessel|equipment)/[^/\\?#%]+$"},
         ),
     ] = None
 

@@ -160,13 +160,14 @@ def _parameters() -> Iterator[tuple[str, str, str, str]]:
 
 @pytest.mark.parametrize(("method", "path", "place", "name"), [*dict.fromkeys(_parameters())])
 def test_no_parameter_is_ever_sql(fpso: httpx.Client, method: str, path: str, place: str, name: str) -> None:
+    nobody = token_hex(8)
     for text in SQL:
         values = {**EXAMPLES, name: text} if place == "path" else EXAMPLES
         filled = path.format(**{name: quote(value, safe="") for name, value in values.items()})
         answer = fpso.request(
             method,
             filled,
-            params={name: text} if place == "query" else None,
+            params={name: f"{nobody}{text}"} if place == "query" else None,
             headers={name: text} if place == "header" and text != "\x1a" else None,
         )
         assert answer.status_code in (200, 404, 415, 422), (text, answer.text)
