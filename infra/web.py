@@ -36,8 +36,12 @@ log = logging.getLogger(__name__)
 DRAIN_MAX_BYTES = 80 * 1024 * 1024
 """So much of a refused body is still read: an import at its limit, and some more."""
 DRAIN_SECONDS = 30.0
+STRANGER_MAX_BYTES = 64 * 1024
+"""So much of the body of whoever is not known."""
+STRANGER_SECONDS = 1.0
 REQUESTS_MAX = 5_000
-"""Requests that a process works on at a time: each takes memory, and more would be answered too late."""
+"""Requests of callers that a process works on at a time: each takes memory, and more would be answered too
+late. Whoever is not known takes no place, and is soon answered."""
 SLOW = 1.0  # seconds; a request that takes longer is logged even though it succeeded
 WAITS = "fpso.waits"
 """True in the scope of a request that takes long because it was asked to."""
@@ -152,14 +156,15 @@ class Edge:
         incoming = _Incoming(scope["headers"])
         body = _Body(receive, incoming.has_body)
         status = 0
+        is_known = False
 
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                if not body.is_whole:
-                    await body.drain()
-                status = message["status"]
-                message["headers"] = [*message["headers"], *_missing(message["headers"]), incoming.echo]
+                headers = [*message["headers"], *_missing(message["headers"]), incoming.echo]
+                if not body.is_whole and not await body.drain(is_known):
+                    headers.append((b"connection", b"close"))
+                status, message["headers"] = message["status"], headers
             elif method == "HEAD" and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
@@ -168,15 +173,16 @@ class Edge:
             # A copy: the server goes by the method of its own scope.
             scope = {**scope, "method": "GET", "is_head": True}
         token = logs.correlation_id.set(incoming.correlation_id)
-        self._under_way += 1
         try:
             if self.is_open:
-                incoming.check()
-                incoming.check_origin(method)
                 scope[CALLER] = ANYBODY
             else:
                 await self._let_in(scope, incoming.authorization)
-                incoming.check()
+            is_known = CALLER in scope
+            self._under_way += is_known
+            incoming.check()
+            if self.is_open:
+                incoming.check_origin(method)
             self._check_has_room(method)
             _decode(scope)
             await self.app(scope, body.receive, send_on)
@@ -193,7 +199,7 @@ class Edge:
             answer = await self._answer(error, Request(scope, body.receive))
             await answer(scope, body.receive, send_on)
         finally:
-            self._under_way -= 1
+            self._under_way -= is_known
             _measure(scope, method, status, perf_counter() - started)
             logs.correlation_id.reset(token)
 
@@ -263,13 +269,15 @@ class _Body:
             self.is_whole = True
         return message
 
-    async def drain(self) -> None:
-        """Read on to the end, within bounds."""
+    async def drain(self, is_known: bool) -> bool:
+        """Read on to the end, within bounds; narrow ones for strangers. Returns whether that was reached."""
         size = 0
+        max_bytes = DRAIN_MAX_BYTES if is_known else STRANGER_MAX_BYTES
         with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while not self.is_whole and size < DRAIN_MAX_BYTES:
+            async with asyncio.timeout(DRAIN_SECONDS if is_known else STRANGER_SECONDS):
+                while not self.is_whole and size < max_bytes:
                     size += len((await self.receive()).get("body", b""))
+        return self.is_whole
 
 
 class _Incoming:
