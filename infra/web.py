@@ -42,6 +42,7 @@ STRANGER_SECONDS = 1.0
 REQUESTS_MAX = 5_000
 """Requests of callers that a process works on at a time: each takes memory, and more would be answered too
 late. Whoever is not known takes no place, and is soon answered."""
+PATH_LOGGED = 300  # characters; a path may have 64 KB, and a stranger may send it
 SLOW = 1.0  # seconds; a request that takes longer is logged even though it succeeded
 WAITS = "fpso.waits"
 """True in the scope of a request that takes long because it was asked to."""
@@ -194,7 +195,7 @@ class Edge:
             raise
         except Exception as error:  # the edge of a request: whatever went wrong ends here
             if status:
-                log.exception("request failed", extra={"method": method, "path": instance_of(scope)})
+                log.exception("request failed", extra={"method": method, "path": logged_path(scope)})
                 raise  # the answer has begun: only a broken connection says that it is not whole
             answer = await self._answer(error, Request(scope, body.receive))
             await answer(scope, body.receive, send_on)
@@ -231,7 +232,7 @@ class Edge:
         for kind in type(error).__mro__:
             if (handler := self.handlers.get(kind)) is not None:
                 return await handler(request, error)
-        log.exception("request failed", extra={"method": request.method, "path": instance_of(request.scope)})
+        log.exception("request failed", extra={"method": request.method, "path": logged_path(request.scope)})
         failure = Problem("internal-error", "The request could not be answered.")
         return problem_answer(failure, instance_of(request.scope))
 
@@ -418,7 +419,7 @@ def _measure(scope: Scope, method: str, status: int, seconds: float) -> None:
     is_refused = status >= 400 and (status != 503 or "route" in scope)
     level = logging.INFO if is_refused or is_slow else logging.DEBUG
     if log.isEnabledFor(level):
-        facts = {"method": method, "path": instance_of(scope), "status": status, "seconds": round(seconds, 6)}
+        facts = {"method": method, "path": logged_path(scope), "status": status, "seconds": round(seconds, 6)}
         log.log(level, "answered", extra=facts)
 
 
@@ -431,6 +432,11 @@ def instance_of(scope: Scope) -> str:
     """The path of a request as it was sent: a URI reference, as RFC 9457 wants ``instance`` to be."""
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode(errors="replace")
     return quote(raw_path, _URI_SAFE)
+
+
+def logged_path(scope: Scope) -> str:
+    """The same for a line of the log, not longer than such a line should be."""
+    return instance_of(scope)[:PATH_LOGGED]
 
 
 # --- Errors as problems -----------------------------------------------------------------------------------

@@ -117,10 +117,11 @@ def static_configuration(address: str, rules: Path, access_log: Path) -> dict[st
         "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
         "log": {"level": "WARN", "format": "json"},
         # Of each request a line would say what the services' metrics say, and cost as much as passing it on.
+        # Of 401 it would be for strangers to fill the disk, with paths as long as they like.
         "accessLog": {
             "filePath": str(access_log),
             "format": "json",
-            "filters": {"statusCodes": ["400-599"], "retryAttempts": True, "minDuration": "1s"},
+            "filters": {"statusCodes": ["400", "402-599"], "retryAttempts": True, "minDuration": "1s"},
         },
         "providers": {"file": {"filename": str(rules), "watch": False}},
         "entryPoints": {

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from infra.local.traefik import static_configuration
 from infra.settings import ApiSettings
 
 TOKENS = {"oidc_issuer": "https://id.example/realms/fleet", "oidc_audience": "fpso"}
@@ -38,6 +39,13 @@ def test_an_issuer_that_could_be_anybody_is_refused(given: dict[str, Any], cause
     assert settings(**TOKENS).oidc_audience == "fpso"
     with pytest.raises(ValidationError, match=cause):
         settings(**TOKENS | given)
+
+
+def test_strangers_do_not_fill_the_log_of_the_gateway(tmp_path: Path) -> None:
+    logged = static_configuration("127.0.0.1:8088", tmp_path, tmp_path)["accessLog"]["filters"]["statusCodes"]
+    ranges = [(one[:3], one[-3:]) for one in logged]
+    found = {status for first, last in ranges for status in range(int(first), int(last) + 1)}
+    assert found == {*range(400, 600)} - {401}
 
 
 def test_compose_has_an_overlay_for_tokens() -> None:

@@ -441,3 +441,5 @@ async def test_refusals_are_logged_and_successes_are_not(
     [record] = caplog.records
     assert record.getMessage() == "answered"
     assert (record.__dict__["path"], record.__dict__["status"]) == ("/nothing", 404)
+    await client.get("/" + "%20" * 1000)
+    assert len(caplog.records[-1].__dict__["path"]) == 300
