@@ -97,6 +97,8 @@ class Router:
 
     def is_open(self, path: str, method: str) -> bool:
         """Whether anybody may ask this: it is documentation, or a file that belongs to it."""
+        if method not in ("GET", "HEAD"):
+            return False
         asked: Scope = {"type": "http", "path": path, "method": method}
         return any(
             route.role is None and method in route.taken and route.path_regex.match(path)

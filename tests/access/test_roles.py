@@ -74,6 +74,8 @@ def test_the_documentation_has_the_table() -> None:
         ("GET", "/docs%2Fassets"),
         ("GET", "/v1/vessels/docs"),
         ("POST", "/docs"),
+        ("POST", "/docs/assets/swagger-ui.css"),
+        ("OPTIONS", "/docs/assets/swagger-ui.css"),
         ("DELETE", "/v1/vessels"),
         ("PUT", "/v1/vessels/VAL"),
     ],
