@@ -156,11 +156,10 @@ class _Shared:
 
 
 def _usable(keys: Sequence[Any]) -> Iterator[Any]:
-    """Those to verify signatures with; one that is not understood is no reason to forget the others."""
+    """Those that are understood; another one is no reason to forget them."""
     for key in keys:
         try:
-            if key["kty"] != "oct" and key.get("use", "sig") == "sig":
-                yield JWKRegistry.import_key(key)
+            yield JWKRegistry.import_key(key)
         except (JoseError, ValueError, KeyError, TypeError) as error:
             log.warning("key of the issuer ignored", extra={"cause": f"{type(error).__name__}: {error}"})
 

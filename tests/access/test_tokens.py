@@ -8,16 +8,20 @@ from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
 from joserfc.jwk import OctKey, RSAKey
+from joserfc.jws import JWSRegistry
 
 from infra.access import tokens as module
 from infra.access.caller import NotValid, Undecided
 from infra.access.tokens import Issuer, IssuerKeys, Tokens
 from infra.settings import check_issuer_url
 from tests.access.provider import AUDIENCE, Provider, key_for
+
+RS256 = JWSRegistry.algorithms["RS256"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -85,6 +89,15 @@ async def test_clocks_may_differ_a_little(provider: Provider, tokens: Tokens) ->
         {"aud": ["other", AUDIENCE]},
     ):
         assert (await tokens.find(provider.token(**claims))).caller.actor == "alice"
+
+
+async def test_headers_that_mean_nothing_here_are_passed_over(provider: Provider, tokens: Tokens) -> None:
+    header = {"nonce": "of the issuer's own", "x5t": "x" * 2000}
+    # joserfc makes no such header by itself.
+    head = {"alg": "RS256", "kid": "RS256", **header}
+    signed = f"{encoded(head)}.{claims_of(provider.token())}"
+    signature = RS256.sign(signed.encode(), key_for("RS256", "RS256"))
+    assert await tokens.find(f"{signed}.{encoded(signature)}")
 
 
 @pytest.mark.parametrize(
@@ -365,14 +378,15 @@ async def test_what_is_not_understood_among_the_keys_is_passed_over(own: Provide
     [
         {"issuer": "https://other.example"},
         {"issuer": None},
-        {"jwks_uri": "http://192.0.2.1/keys"},
+        {"jwks_uri": "http://0.0.0.0:{port}/realms/fleet/keys"},  # leads here, but is not loopback
         {"jwks_uri": "ftp://127.0.0.1/keys"},
         {"jwks_uri": None},
     ],
     ids=str,
 )
 async def test_an_issuer_that_is_not_itself_is_not_believed(own: Provider, discovery: dict[str, Any]) -> None:
-    own.discovery = discovery
+    port = str(urlsplit(own.url).port)
+    own.discovery = {name: value and value.replace("{port}", port) for name, value in discovery.items()}
     async with accepting(own) as own_tokens:
         with pytest.raises(Undecided):
             await own_tokens.find(own.token())
