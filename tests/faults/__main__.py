@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
+
 from tests.faults.faults import FAULTS
 from tests.faults.run import Plan, Run, keep, table
 from tests.faults.world import World, temporary_directory
@@ -53,6 +55,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(asyncio.run(main(*_plan())))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(main(*_plan())))
     except KeyboardInterrupt:
         sys.exit("interrupted; everything is stopped")

@@ -11,6 +11,10 @@ COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
 """PostgreSQL's CommandComplete of a COMMIT: what was to be made durable is."""
 
 
+GONE = (OSError, RuntimeError)
+"""What asyncio, and uvloop, say of a connection that was dropped meanwhile."""
+
+
 class Link:
     """Passes bytes on to ``port`` of this machine, until it is told not to."""
 
@@ -85,7 +89,7 @@ class Link:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pass("up", reader, server_writer))
                 group.create_task(self._pass("down", server_reader, writer))
-        except* OSError:
+        except* GONE:
             pass
         finally:
             self._writers -= both
@@ -102,5 +106,5 @@ class Link:
                 raise ConnectionResetError
             writer.write(chunk)
             await writer.drain()
-        with suppress(OSError, NotImplementedError):
+        with suppress(*GONE):
             writer.write_eof()
