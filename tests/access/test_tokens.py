@@ -154,7 +154,8 @@ async def test_vessels_limit_the_grant(
 
 async def test_vessels_that_cannot_be_found_are_not_all_vessels(provider: Provider) -> None:
     async with accepting(provider, vessels_claim="fleet.grant.vessels") as tokens:
-        for nowhere in ({}, {"fleet": {}}, {"fleet": {"grant": {}}}):
+        without: list[dict[str, Any]] = [{}, {"fleet": {}}, {"fleet": {"grant": {}}}]
+        for nowhere in without:
             assert (await tokens.find(provider.token(**nowhere))).caller.vessels is None
         for unreadable in (["VAL"], {"grant": ["VAL"]}, {"grant": "VAL"}, {"grant": None}):
             with pytest.raises(NotValid):
