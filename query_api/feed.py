@@ -24,7 +24,7 @@ from infra.access.admission import is_admitted
 from infra.access.caller import Caller, caller_of
 from infra.routing import Route
 from infra.web import WAITS
-from query_api.admission import abort_of, while_admitted
+from query_api.admission import while_admitted
 from query_api.described import described_stream, described_value
 from query_api.equipment import require_equipment
 from query_api.event_log import Selection
@@ -291,7 +291,7 @@ class EventStream(Response):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._feed.reading(self._selection, abort_of(scope)) as reader:
+        with self._feed.reading(self._selection, scope) as reader:
             page = await self._first()  # whatever goes wrong up to here is still answered as a problem
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if not scope.get("is_head"):
@@ -358,7 +358,7 @@ async def list_events(
     if not page.items and polling.wait:
         request.scope[WAITS] = True
         with (
-            feed.reading(selection, abort_of(request.scope)) as reader,
+            feed.reading(selection, request.scope) as reader,
             reader.watching(request.receive),
             while_admitted(request.scope, reader.end),
         ):

@@ -20,11 +20,13 @@ import psycopg
 from prometheus_client import Gauge
 from psycopg_pool import PoolTimeout, TooManyRequests
 from pydantic_core import to_json
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from events.cloudevents import json_of
 from events.event import Event
+from infra.access.caller import Caller, caller_of
 from infra.problems import Problem
+from query_api.admission import abort_of
 from query_api.event_log import EVERYTHING, Selection, examine
 from query_api.formats import disconnected
 from query_api.paging import POSITION_MAX
@@ -37,6 +39,8 @@ RING_BYTES = 16 * 1024 * 1024
 """So much of the newest is kept for all readers together."""
 READ_EVENTS = 100
 """The log is followed so many events at a time."""
+SHARE_OF_ONE = 4
+"""Whoever is known has a quarter of the readers at most, so that one key cannot take all places."""
 PAGERS = 2
 """Of those who are behind, so many at a time read from the database."""
 FAREWELL_SECONDS = 1.0
@@ -168,20 +172,12 @@ class Feed:
                     task.cancel()
 
     @contextmanager
-    def reading(self, selection: Selection, abort: Callable[[], None]) -> Iterator["Reader"]:
-        """Be one of the readers. Raises `unavailable` where there are as many as there may be.
-
-        ``abort`` drops the connection of one that does not come to its end.
-        """
-        if self._has_ended or len(self._readers) >= self._readers_max:
-            raise Problem(
-                "unavailable",
-                "The service is being stopped."
-                if self._has_ended
-                else f"As many readers as there may be ({self._readers_max}) wait for events here.",
-                headers={"Retry-After": "5"},
-            )
-        reader = Reader(self, selection, abort)
+    def reading(self, selection: Selection, scope: Scope) -> Iterator["Reader"]:
+        """Be one of the readers. Raises `unavailable` where there are as many as there may be."""
+        caller = caller_of(scope)
+        if (detail := self._refusal(caller)) is not None:
+            raise Problem("unavailable", detail, headers={"Retry-After": "5"})
+        reader = Reader(self, selection, caller, abort_of(scope))
         self._readers.add(reader)
         READERS.inc()
         self._is_wanted.set()
@@ -193,6 +189,19 @@ class Feed:
             if not self._readers:
                 self._is_wanted.clear()
                 self._ring = None
+
+    def _refusal(self, caller: Caller) -> str | None:
+        """Why there is no place for another reader of ``caller``'s."""
+        if self._has_ended:
+            return "The service is being stopped."
+        if len(self._readers) >= self._readers_max:
+            return f"As many readers as there may be ({self._readers_max}) wait for events here."
+        if caller.auth_type == "unauthenticated":
+            return None
+        theirs = sum(reader.caller.identity == caller.identity for reader in self._readers)
+        if theirs < (share := max(1, self._readers_max // SHARE_OF_ONE)):
+            return None
+        return f"As many readers as one caller may have ({share}) wait for events here."
 
     async def page(
         self, selection: Selection, after: int, bounds: Bounds, min_position: int | None = None
@@ -273,9 +282,11 @@ class Feed:
 class Reader:
     """One that waits for events: a long poll, or a stream."""
 
-    def __init__(self, feed: Feed, selection: Selection, abort: Callable[[], None]) -> None:
+    def __init__(self, feed: Feed, selection: Selection, caller: Caller, abort: Callable[[], None]) -> None:
         self.abort = abort
+        """Drops the connection, where the end is not come to."""
         self.selection = selection
+        self.caller = caller
         self.has_ended = False
         """The client has gone or is not let in any longer, or the process is being stopped."""
         self._feed = feed

@@ -52,6 +52,11 @@ class Caller:
         return cls(actor, auth_type, included, vessels)
 
     @property
+    def identity(self) -> tuple[AuthType, str]:
+        """Who it is, whatever the grant: a key and a user of one name are two."""
+        return self.auth_type, self.actor
+
+    @property
     def scope(self) -> list[str] | None:
         """The vessels as a parameter of a statement: null for all."""
         return None if self.vessels is None else sorted(self.vessels)

@@ -62,7 +62,7 @@ class Doors:
             raise Problem("unauthenticated", "The doors are shut.")
         scope, _, role = authorization[0].decode().removeprefix("Bearer ").partition("-")
         roles: frozenset[Role] = frozenset({"viewer" if role == "viewer" else "auditor"})
-        caller = Caller.granted("tester", "api_key", roles, SCOPES[scope])
+        caller = Caller.granted(scope, "api_key", roles, SCOPES[scope])
         return Admission(caller, lambda: self.is_open)
 
 
@@ -500,7 +500,7 @@ async def test_a_page_of_a_few_among_many_reads_a_stretch_only(fleet: Fleet) -> 
 
 
 async def test_nothing_is_given_before_the_tables_know_where_it_is(
-    app: FastAPI, client: httpx.AsyncClient, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log may be ahead of the tables: what it has by then may be on another vessel already."""
     monkeypatch.setattr(event_log, "EXAMINED_OF_SCOPE", 2)  # no more than they are behind
@@ -523,8 +523,6 @@ async def test_nothing_is_given_before_the_tables_know_where_it_is(
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(others(after=known, wait=20))
-        await until(lambda: app.state.feed._ring is not None)
-        assert (await others(after=known))["items"] == []  # by now it has looked in vain, and waits
         fleet.run("UPDATE read_model.equipment SET vessel_code = 'BRV', version = 4 WHERE code = 'N-1'")
         fleet.reach(fleet.position)
     assert [item["id"] for item in (await waiting)["items"]] == ["equipment/N-1/3", "equipment/N-1/4"]
@@ -564,6 +562,19 @@ async def test_a_stream_gives_what_is_in_scope_as_it_comes_and_goes(port: int, f
         back = fleet.record("equipment/M-1", transfer("BRV"))
         while (event := (await of_one.events(1))[0])["position"] < back:
             assert event["streamversion"] == 4  # it had not looked meanwhile
+
+
+async def test_nobody_takes_all_places(app: FastAPI, port: int, fleet: Fleet) -> None:
+    voyage(fleet)
+    app.state.feed._readers_max = 8
+    async with await Stream.opened(port, token="ALF"), await Stream.opened(port, token="ALF-auditor"):
+        async with await Stream.opened(port, token="ALF") as third:
+            assert third.status == 503
+        async with await Stream.opened(port, token="BRV") as of_another:
+            assert of_another.status == 200
+    await until(lambda: REGISTRY.get_sample_value("fpso_feed_readers") == 0)
+    async with await Stream.opened(port, token="ALF") as again:
+        assert again.status == 200
 
 
 # --- When the caller is not let in any longer ----------------------------------------------------------------
