@@ -29,7 +29,9 @@ def stored(database: str, key: str, *roles: str, vessels: list[str] | None = Non
 
 def revoke(database: str, name: str = "k") -> None:
     with psycopg.connect(database) as connection:
-        connection.execute("UPDATE access.keys SET revoked_at = now() WHERE name = %s", [name])
+        connection.execute(
+            "UPDATE access.keys SET revoked_at = now() WHERE name = %s AND revoked_at IS NULL", [name]
+        )
 
 
 def test_a_key_is_256_random_bits_behind_a_prefix() -> None:
@@ -112,6 +114,28 @@ async def test_half_of_a_digest_is_not_enough(database: str, keys: Keys) -> None
         )
     with pytest.raises(NotValid):
         await keys.find(key)
+
+
+@pytest.mark.parametrize("role", ["fpso", "fpso_admin"])
+def test_a_revoked_key_is_so_for_ever(database: str, role: str) -> None:
+    stored(database, new_key(), "viewer")
+    revoke(database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"SET ROLE {role}")
+        for again in ("NULL", "now()"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="stays so"):
+                connection.execute(f"UPDATE access.keys SET revoked_at = {again}")
+
+
+def test_when_a_key_was_made_is_not_for_its_maker_to_say(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("SET ROLE fpso_admin")
+        for column in ("created_at", "revoked_at"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(
+                    f"INSERT INTO access.keys (name, digest, roles, {column}) VALUES ('k', %s, '{{admin}}', now())",
+                    [digest_of(new_key())],
+                )
 
 
 def test_the_database_takes_no_other_grants(database: str) -> None:

@@ -53,7 +53,8 @@ RIGHTS: dict[str, dict[str, set[str]]] = {
         "delivery.webhooks": {R, I, U, D},
     },
     "fpso_admin": {
-        "access.keys": {R, I},
+        "access.keys": READ,
+        **{f"access.keys.{column}": {I} for column in ("name", "digest", "roles", "vessels")},
         "access.keys.revoked_at": {U},
     },
     "public": {},

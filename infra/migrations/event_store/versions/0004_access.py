@@ -37,8 +37,16 @@ def upgrade() -> None:
             FOR EACH STATEMENT EXECUTE FUNCTION access.tell_of_keys();
         REVOKE ALL ON FUNCTION access.tell_of_keys() FROM PUBLIC;
 
+        CREATE FUNCTION access.refuse_to_restore() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'a key that was revoked stays so' USING ERRCODE = 'insufficient_privilege';
+        END $$;
+        CREATE TRIGGER revoked_for_ever BEFORE UPDATE ON access.keys
+            FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL) EXECUTE FUNCTION access.refuse_to_restore();
+        REVOKE ALL ON FUNCTION access.refuse_to_restore() FROM PUBLIC;
+
         GRANT USAGE ON SCHEMA access TO fpso_command, fpso_query, fpso_admin;
         GRANT SELECT ON access.keys TO fpso_command, fpso_query;
-        GRANT SELECT, INSERT, UPDATE (revoked_at) ON access.keys TO fpso_admin;
+        GRANT SELECT, INSERT (name, digest, roles, vessels), UPDATE (revoked_at) ON access.keys TO fpso_admin;
         """
     )
