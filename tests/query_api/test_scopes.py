@@ -500,7 +500,7 @@ async def test_a_page_of_a_few_among_many_reads_a_stretch_only(fleet: Fleet) -> 
 
 
 async def test_nothing_is_given_before_the_tables_know_where_it_is(
-    client: httpx.AsyncClient, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: httpx.AsyncClient, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log may be ahead of the tables: what it has by then may be on another vessel already."""
     monkeypatch.setattr(event_log, "EXAMINED_OF_SCOPE", 2)  # no more than they are behind
@@ -523,6 +523,8 @@ async def test_nothing_is_given_before_the_tables_know_where_it_is(
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(others(after=known, wait=20))
+        await until(lambda: app.state.feed._ring is not None)
+        assert (await others(after=known))["items"] == []  # by now it has looked in vain, and waits
         fleet.run("UPDATE read_model.equipment SET vessel_code = 'BRV', version = 4 WHERE code = 'N-1'")
         fleet.reach(fleet.position)
     assert [item["id"] for item in (await waiting)["items"]] == ["equipment/N-1/3", "equipment/N-1/4"]
