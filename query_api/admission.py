@@ -17,7 +17,10 @@ GRACE_SECONDS = 0.5
 
 @contextmanager
 def while_admitted(scope: Scope, end: Callable[[], None]) -> Iterator[None]:
-    """Call ``end`` once the caller is not let in any longer; a little later the connection is dropped."""
+    """Call ``end`` once the caller is not let in any longer; a little later the connection is dropped.
+
+    A doubt is no reason: what would be given meanwhile has to wait, by `remains_admitted`.
+    """
     if ADMITTED not in scope:
         yield
         return
@@ -26,11 +29,11 @@ def while_admitted(scope: Scope, end: Callable[[], None]) -> Iterator[None]:
 
     def look() -> None:
         nonlocal timer
-        if is_admitted(scope):
-            timer = loop.call_later(LOOK_SECONDS, look)
-        else:
+        if is_admitted(scope) is False:
             end()
             timer = loop.call_later(GRACE_SECONDS, abort_of(scope))
+        else:
+            timer = loop.call_later(LOOK_SECONDS, look)
 
     timer = loop.call_later(LOOK_SECONDS, look)
     try:

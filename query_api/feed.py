@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from events.values import code_of
-from infra.access.admission import is_admitted
+from infra.access.admission import is_admitted, remains_admitted
 from infra.access.caller import Caller, caller_of
 from infra.routing import Route
 from infra.web import WAITS
@@ -301,7 +301,7 @@ class EventStream(Response):
                     while_admitted(scope, reader.end),
                     closing(Outlet(reader, send)) as outlet,
                 ):
-                    await self._stream(reader, page, outlet)
+                    await self._stream(reader, page, outlet, scope)
                     await outlet.give(_RESTARTED if is_admitted(scope) else _SHUT_OUT)
         await send({"type": "http.response.body", "body": b""})
 
@@ -310,12 +310,14 @@ class EventStream(Response):
         page = await self._feed.newest(self._selection, after, Bounds(CHUNK_EVENTS, CHUNK_BYTES))
         return replace(page, next_after=page.head) if self._after is None else page
 
-    async def _stream(self, reader: Reader, page: Page, outlet: Outlet) -> None:
+    async def _stream(self, reader: Reader, page: Page, outlet: Outlet, scope: Scope) -> None:
         opening = b"retry: %d\n\n: hello\n\n" % (1000 * RETRY_SECONDS)
         if self._after is None:  # so that whoever comes back before the first event has missed nothing
             opening += b"id: %d\n\n" % page.next_after
         await outlet.give(opening + _blocks(page.items))
         while (page := await self._next(reader, page)).items or not reader.has_ended:
+            if not await remains_admitted(scope):
+                return
             await outlet.give(_blocks(page.items) or b": still here\n\n")
 
     async def _next(self, reader: Reader, page: Page) -> Page:

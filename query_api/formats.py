@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from infra.access.admission import require_admitted
+from infra.access.admission import remains_admitted, require_admitted
 from infra.access.caller import caller_of
 from query_api.admission import abort_of, while_admitted
 from query_api.paging import Listing, Page, link_to_next
@@ -192,13 +192,18 @@ class Download(Response):
                 gone = asyncio.create_task(disconnected(receive))
                 try:
                     with while_admitted(scope, abort_of(scope)):  # or what there is so far is taken for all
-                        await self._send(first, chunks, send, gone.done)
+                        await self._send(first, chunks, scope, send, gone.done)
                 finally:
                     gone.cancel()
         await send({"type": "http.response.body", "body": b""})
 
     async def _send(
-        self, first: list[Row], chunks: AsyncIterator[list[Row]], send: Send, is_gone: Callable[[], bool]
+        self,
+        first: list[Row],
+        chunks: AsyncIterator[list[Row]],
+        scope: Scope,
+        send: Send,
+        is_gone: Callable[[], bool],
     ) -> None:
         write = writer_of(self._format, self._listing.columns)
         read = self._listing.reading()
@@ -210,6 +215,9 @@ class Download(Response):
             if rows is None:
                 return
             content = write.chunk(read(rows))
+            if not await remains_admitted(scope):
+                abort_of(scope)()
+                return
 
 
 async def disconnected(receive: Receive) -> None:

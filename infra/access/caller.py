@@ -23,8 +23,7 @@ _INCLUDED: Mapping[Role, frozenset[Role]] = {
 CALLER = "fpso.caller"
 """In the scope of a request that was let in: its `Caller`."""
 ADMITTED = "fpso.admitted"
-"""In the scope of such a request: a function that says whether it would still be let in, for what goes on for
-long. Absent where nothing can change that."""
+"""In the scope of such a request: `Admission.lasts`, for what takes a while. Absent where nothing ends it."""
 
 
 CHALLENGE = 'Bearer realm="fpso"'
@@ -89,8 +88,8 @@ class Admission:
     """What a credential gives to whoever has it."""
 
     caller: Caller
-    lasts: Callable[[], bool]
-    """Whether it is valid still."""
+    lasts: Callable[[], bool | None]
+    """Whether it is valid still; None where that cannot be known now."""
 
 
 ANYBODY = Caller("anonymous", "unauthenticated", frozenset(ROLES), None)

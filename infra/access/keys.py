@@ -95,8 +95,8 @@ class Keys:
         whole, admission = self._valid.get(digest[:16], (b"", None))
         return admission if hmac.compare_digest(whole, digest) else None
 
-    def _is_valid(self, digest: bytes) -> bool:
-        return self.is_current and self._of(digest) is not None
+    def _is_valid(self, digest: bytes) -> bool | None:
+        return self._of(digest) is not None if self.is_current else None
 
     async def _reading(self) -> None:
         """Have the keys read once more, together with all who ask for it meanwhile."""

@@ -51,19 +51,29 @@ class Doors:
     """Lets in whoever names a scope as the token, as long as they are open."""
 
     def __init__(self) -> None:
-        self.is_open = True
+        self.is_open: bool | None = True
+        """None while nobody knows; then whoever comes waits until ``known``."""
+        self.known = asyncio.Event()
         self.asked = 0
         """How many have come."""
+        self.looked = 0
+        """How often it was looked whether they are open still."""
 
     async def let_in(self, authorization: Sequence[bytes]) -> Admission:
         """See `infra.access.guard.Guard`."""
         self.asked += 1
+        if self.is_open is None:
+            await self.known.wait()
         if not (self.is_open and authorization):
             raise Problem("unauthenticated", "The doors are shut.")
         scope, _, role = authorization[0].decode().removeprefix("Bearer ").partition("-")
         roles: frozenset[Role] = frozenset({"viewer" if role == "viewer" else "auditor"})
         caller = Caller.granted(scope, "api_key", roles, SCOPES[scope])
-        return Admission(caller, lambda: self.is_open)
+        return Admission(caller, self._lasts)
+
+    def _lasts(self) -> bool | None:
+        self.looked += 1
+        return self.is_open
 
 
 def pump(code: str, vessel: str) -> EquipmentRegistered:
@@ -595,6 +605,28 @@ async def test_a_stream_ends_with_a_comment_once_its_caller_is_shut_out(
             assert await stream.block() == {
                 "": "what let you in was revoked, has expired, or cannot be confirmed now"
             }
+            assert await stream.block() is None
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_stream_gives_nothing_while_its_caller_is_in_doubt(
+    port: int, fleet: Fleet, doors: Doors, monkeypatch: pytest.MonkeyPatch, is_open: bool
+) -> None:
+    monkeypatch.setattr("query_api.admission.LOOK_SECONDS", 0.01)
+    voyage(fleet)
+    async with await Stream.opened(port, {"after": "head"}, token="ALF") as stream:
+        for _ in range(3):
+            await stream.block()
+        doors.is_open, looked = None, doors.looked
+        await until(lambda: doors.looked > looked + 3)  # it goes on
+        fleet.record("vessel/ALF", VesselRenamed(name="Alfa"))
+        await until(lambda: doors.asked == 2)  # before it is given
+        doors.is_open = is_open
+        doors.known.set()
+        if is_open:
+            assert [event["id"] for event in await stream.events(1)] == ["vessel/ALF/2"]
+        else:
+            assert list(await stream.block() or {}) == [""]
             assert await stream.block() is None
 
 
