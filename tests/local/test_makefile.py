@@ -23,4 +23,4 @@ def test_make_alone_shows_every_target() -> None:
         ["make"], cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True
     ).stdout
     targets = [line.split()[1] for line in shown.splitlines()]
-    assert targets == ["help", "run", "test", "check", "bench", "documents", "clean"]
+    assert targets == ["help", "run", "test", "check", "bench", "faults", "documents", "clean"]
