@@ -50,6 +50,8 @@ class Outcome:
     """Schemas in which the store that was there is now."""
     revoked_again: int
     """API keys that had been revoked since the backup was taken."""
+    keys_in_doubt: Sequence[str]
+    """Names of API keys that are valid now, and of which nobody could be asked whether they were revoked."""
     proof: Proof | None
 
 
@@ -66,10 +68,12 @@ async def restore(
         await _compare_webhooks(connection, past)
         proof = await _prove(connection, trust, past)
         opened = await open_epoch(connection, past)
-        revoked = await _revoke_again(connection, aside)
+        access = next((name for name in aside if name.startswith("access_")), None)
+        revoked = await _revoke_again(connection, access)
+        in_doubt = await _keys_in_doubt(connection, access)
         head = await head_of(connection)
         await _refuse_sessions(connection)
-    return Outcome(head, opened, past.subscribers, aside, revoked, proof)
+    return Outcome(head, opened, past.subscribers, aside, revoked, in_doubt, proof)
 
 
 async def open_here(settings: Settings, trust: Trust | None, past: Past) -> Outcome:
@@ -79,9 +83,10 @@ async def open_here(settings: Settings, trust: Trust | None, past: Past) -> Outc
         past.subscribers.extend(await _webhooks(connection))
         proof = await _prove(connection, trust, past)
         opened = await open_epoch(connection, past)
+        in_doubt = await _keys_in_doubt(connection, None)
         head = await head_of(connection)
         await _refuse_sessions(connection)
-    return Outcome(head, opened, past.subscribers, (), 0, proof)
+    return Outcome(head, opened, past.subscribers, (), 0, in_doubt, proof)
 
 
 async def _prove(connection: Connection, trust: Trust | None, past: Past) -> Proof | None:
@@ -192,10 +197,9 @@ async def _check_loaded(connection: Connection, manifest: Manifest) -> None:
         )
 
 
-async def _revoke_again(connection: Connection, aside: Sequence[str]) -> int:
-    """No backup brings back a key that was revoked."""
-    schema = next((name for name in aside if name.startswith("access_")), None)
-    if schema is None:
+async def _revoke_again(connection: Connection, before: str | None) -> int:
+    """No backup brings back a key that was revoked, as far as schema ``before`` knows."""
+    if before is None:
         return 0
     cursor = await connection.execute(
         SQL(
@@ -203,6 +207,28 @@ async def _revoke_again(connection: Connection, aside: Sequence[str]) -> int:
             UPDATE access.keys SET revoked_at = before.revoked_at FROM {} AS before
             WHERE before.digest = keys.digest AND before.revoked_at IS NOT NULL AND keys.revoked_at IS NULL
             """
-        ).format(Identifier(schema, "keys"))
+        ).format(Identifier(before, "keys"))
     )
     return cursor.rowcount
+
+
+async def _keys_in_doubt(connection: Connection, before: str | None) -> list[str]:
+    """The names of valid keys that schema ``before`` does not have: on a new machine that is all of them."""
+    known = (
+        SQL("SELECT digest FROM {}").format(Identifier(before, "keys"))
+        if before
+        else SQL("SELECT NULL::bytea")
+    )
+    rows = await fetched(
+        connection,
+        SQL(
+            """
+            SELECT name FROM access.keys
+            WHERE revoked_at IS NULL AND NOT EXISTS (
+                SELECT FROM ({}) AS before (digest) WHERE before.digest = keys.digest
+            )
+            ORDER BY name
+            """
+        ).format(known),
+    )
+    return [name for (name,) in rows]

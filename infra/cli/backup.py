@@ -278,6 +278,13 @@ def _print(outcome: Outcome) -> None:
         console.print(f"What was there is in {names}: drop it where nobody needs it.", soft_wrap=True)
     if outcome.revoked_again:
         console.print(f"API keys that had been revoked since, and are again: {outcome.revoked_again}.")
+    if outcome.keys_in_doubt:
+        names = printable(", ".join(outcome.keys_in_doubt))
+        console.print(
+            f"API keys that are valid, and may have been revoked since: {names}. See `fpso keys revoke`.",
+            style="bold yellow",
+            soft_wrap=True,
+        )
     console.print("Start the services: the read model is written anew by the projector.")
 
 

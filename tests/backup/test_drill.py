@@ -43,6 +43,7 @@ def test_the_restore_named_who_has_seen_what_is_lost(drill: Drill) -> None:
     assert f"fpso.events.stream {last} nothing" in said
     assert "--accept-origin fpso.local/audit/2" in said
     assert "revoked since, and are again: 1" in said
+    assert "may have been revoked" not in said
 
 
 def test_the_read_model_shows_what_is_left_and_tells_the_epoch(drill: Drill) -> None:
