@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_fields_from_routes, get_openapi
 from pydantic import TypeAdapter
 
-from infra.access.caller import Role
+from infra.access.roles import Role
 from infra.problems import CATALOGUE, MEDIA_TYPE, Slug
 
 MERGED = Path(__file__).parent.parent / "query_api" / "static" / "openapi.json"

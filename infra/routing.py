@@ -22,7 +22,8 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from infra.access.admission import require_admitted
-from infra.access.caller import ROLES, Role, caller_of
+from infra.access.caller import caller_of
+from infra.access.roles import ROLES, Role
 
 BODY = "fpso.body"
 """In the scope of a request: its body, where the route takes one."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from infra.access.caller import Role
+from infra.access.roles import Role
 from infra.openapi import problem_responses, request_headers, requires, response_headers
 from infra.problems import Slug
 

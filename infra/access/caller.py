@@ -1,24 +1,14 @@
 """Who a request comes from, and what they may: roles, and the vessels that a grant is limited to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from starlette.types import Scope
 
 from events.event import AuthType
+from infra.access.roles import INCLUDED, ROLES, Role
 from infra.problems import Problem
-
-Role = Literal["viewer", "operator", "auditor", "admin"]
-
-ROLES: tuple[Role, ...] = get_args(Role)
-
-_INCLUDED: Mapping[Role, frozenset[Role]] = {
-    "viewer": frozenset({"viewer"}),
-    "operator": frozenset({"viewer", "operator"}),
-    "auditor": frozenset({"viewer", "auditor"}),
-    "admin": frozenset(ROLES),
-}
 
 CALLER = "fpso.caller"
 """In the scope of a request that was let in: its `Caller`."""
@@ -47,7 +37,7 @@ class Caller:
         cls, actor: str, auth_type: AuthType, roles: frozenset[Role], vessels: frozenset[str] | None
     ) -> "Caller":
         """A caller to whom ``roles`` were granted, with all that they include."""
-        included = frozenset[Role]().union(*(_INCLUDED[role] for role in roles))
+        included = frozenset[Role]().union(*(INCLUDED[role] for role in roles))
         return cls(actor, auth_type, included, vessels)
 
     @property

@@ -25,7 +25,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from events.event import AuthType
 from events.values import Code
-from infra.access.caller import ROLES, Admission, Caller, NotValid, Role, Undecided
+from infra.access.caller import Admission, Caller, NotValid, Undecided
+from infra.access.roles import ROLES, Role
 from infra.settings import check_issuer_url, is_loopback
 
 log = logging.getLogger(__name__)

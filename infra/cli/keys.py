@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infra.access.roles import ROLES
 from infra.cli.system import Refused, Unreachable, new_console, printable, settings
 
 if TYPE_CHECKING:
     from psycopg import Connection
-
-ROLES = ("viewer", "operator", "auditor", "admin")
 
 
 @click.group()

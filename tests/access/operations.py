@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from infra.access.caller import ROLES
+from infra.access.roles import ROLES
 from infra.openapi import MERGED, METHODS
 
 NOBODY = ("no credential", "bad credential")

@@ -20,7 +20,8 @@ from events.equipment import EquipmentDeactivated, EquipmentRegistered, Equipmen
 from events.values import time_text
 from events.vessel import VesselRegistered, VesselRenamed
 from infra import openapi
-from infra.access.caller import Admission, Caller, Role
+from infra.access.caller import Admission, Caller
+from infra.access.roles import Role
 from infra.audit.tree import HASH_BYTES
 from infra.problems import Problem
 from query_api import event_log
