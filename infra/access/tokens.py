@@ -53,6 +53,11 @@ VERIFIED_MAX = 10_000  # tokens
 PREFIXES = ("fpso:", "fpso-", "fpso.")
 """With which roles may be named, where an issuer's roles are those of many systems."""
 
+# Whatever the issuer publishes: a document that is not of this kind, or so deep that it cannot be read.
+_NOT_UNDERSTOOD = (
+    *(httpx.HTTPError, httpx.InvalidURL),
+    *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+)
 _CODES: TypeAdapter[list[str]] = TypeAdapter(list[Code])
 
 
@@ -93,7 +98,7 @@ class IssuerKeys:
             try:
                 yield self
             finally:
-                tasks = {task, *self._first.tasks, *self._search.tasks}
+                tasks = [one for one in (task, self._first.task, self._search.task) if one is not None]
                 for one in tasks:
                     one.cancel()
                 await asyncio.wait(tasks)
@@ -127,7 +132,7 @@ class IssuerKeys:
             check_issuer_url(discovered["jwks_uri"])
             published = await self._json(discovered["jwks_uri"])
             self._keys = KeySet(list(_usable(published["keys"])))
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        except _NOT_UNDERSTOOD as error:
             log.warning("issuer's keys not fetched", extra={"cause": f"{type(error).__name__}: {error}"})
             return False
         self._fetched_at = monotonic()
@@ -145,15 +150,16 @@ class _Shared:
         self._do = do
         self._pause = pause
         self._begun_at = float("-inf")
-        self.tasks: list[asyncio.Task[bool]] = []
+        self.task: asyncio.Task[bool] | None = None
         """The last one."""
 
     async def outcome(self) -> bool:
         """Its outcome, or that of the last time."""
-        if all(task.done() for task in self.tasks) and monotonic() - self._begun_at > self._pause:
+        is_under_way = self.task is not None and not self.task.done()
+        if self.task is None or (not is_under_way and monotonic() - self._begun_at > self._pause):
             self._begun_at = monotonic()
-            self.tasks = [asyncio.create_task(self._do(), name="fetch the issuer's keys")]
-        return await asyncio.shield(self.tasks[0])
+            self.task = asyncio.create_task(self._do(), name="fetch the issuer's keys")
+        return await asyncio.shield(self.task)
 
 
 def _usable(keys: Sequence[Any]) -> Iterator[Any]:

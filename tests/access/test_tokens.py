@@ -382,12 +382,17 @@ async def test_what_is_not_understood_among_the_keys_is_passed_over(own: Provide
         {"jwks_uri": "http://0.0.0.0:{port}/realms/fleet/keys"},  # leads here, but is not loopback
         {"jwks_uri": "ftp://127.0.0.1/keys"},
         {"jwks_uri": None},
+        {"jwks_uri": 5},
+        {"jwks_uri": []},
     ],
     ids=str,
 )
 async def test_an_issuer_that_is_not_itself_is_not_believed(own: Provider, discovery: dict[str, Any]) -> None:
     port = str(urlsplit(own.url).port)
-    own.discovery = {name: value and value.replace("{port}", port) for name, value in discovery.items()}
+    own.discovery = {
+        name: value.replace("{port}", port) if isinstance(value, str) else value
+        for name, value in discovery.items()
+    }
     async with accepting(own) as own_tokens:
         with pytest.raises(Undecided):
             await own_tokens.find(own.token())
