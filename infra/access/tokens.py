@@ -231,7 +231,7 @@ class Tokens:
         auth_type: AuthType = "service_account" if is_service else "user"
         caller = Caller.granted(subject, auth_type, self._roles(claims), self._vessels(claims))
         expires_at: float = claims["exp"]
-        return Admission(caller, lambda: time() < expires_at)
+        return Admission(caller, lambda: time() < expires_at + LEEWAY)
 
     def _roles(self, claims: Mapping[str, Any]) -> frozenset[Role]:
         """Those that are ours; an issuer may have more."""

@@ -162,10 +162,14 @@ async def test_vessels_that_cannot_be_found_are_not_all_vessels(provider: Provid
                 await tokens.find(provider.token(fleet=unreadable))
 
 
-async def test_what_a_token_has_let_in_lasts_until_it_expires(provider: Provider, tokens: Tokens) -> None:
-    assert (await tokens.find(provider.token())).lasts()
-    # Another clock may let it in still, but nothing begins that goes on.
-    assert not (await tokens.find(provider.token(exp=time.time() - 1))).lasts()
+async def test_what_a_token_has_let_in_lasts_as_long_as_the_token_does(
+    provider: Provider, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    admission = await tokens.find(provider.token(exp=now - 10))  # by another clock it has not expired
+    assert admission.lasts()
+    monkeypatch.setattr(module, "time", lambda: now + module.LEEWAY)
+    assert not admission.lasts()
 
 
 async def test_a_token_is_verified_once(provider: Provider, tokens: Tokens) -> None:
