@@ -138,6 +138,11 @@ def test_when_a_key_was_made_is_not_for_its_maker_to_say(database: str) -> None:
                 )
 
 
+def test_a_role_of_a_later_version_grants_nothing_and_shuts_nobody_out() -> None:
+    _, admission = Keys("")._admission(digest_of(new_key()), "k", ["viewer", "cook"], None)
+    assert admission.caller.roles == {"viewer"}
+
+
 def test_the_database_takes_no_other_grants(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         for name, roles, vessels in (
