@@ -31,8 +31,8 @@ POLL_SECONDS = 0.5
 """A notification only wakes: the keys are read so often in any case."""
 CURRENT_SECONDS = 1.0
 """For so long what was read is relied upon."""
-PAUSE_SECONDS = 0.02
-"""Between two times, however many ask."""
+PAUSE_SECONDS = 0.2
+"""Between two times, however many ask: whoever has no key can have them read."""
 READ_SECONDS = 2.0
 WAIT_SECONDS = 2.0
 """How long a request waits for that."""

@@ -1,7 +1,12 @@
 """API keys: made and revoked in the database, known to every process that reads them."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
+from functools import partial
+from itertools import pairwise
+from time import monotonic
+from typing import Any
 
 import psycopg
 import pytest
@@ -10,6 +15,7 @@ from psycopg import sql
 from infra.access import keys as module
 from infra.access.caller import Admission, NotValid, Undecided
 from infra.access.keys import Keys, digest_of, new_key
+from infra.database import fetched
 
 
 @pytest.fixture
@@ -141,6 +147,23 @@ def test_when_a_key_was_made_is_not_for_its_maker_to_say(database: str) -> None:
 def test_a_role_of_a_later_version_grants_nothing_and_shuts_nobody_out() -> None:
     _, admission = Keys("")._admission(digest_of(new_key()), "k", ["viewer", "cook"], None)
     assert admission.caller.roles == {"viewer"}
+
+
+async def test_strangers_do_not_have_the_keys_read_all_the_time(
+    database: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[float] = []
+    monkeypatch.setattr(module, "fetched", partial(_noted, read))
+    for _ in range(4):
+        with pytest.raises(NotValid):
+            await asyncio.gather(*(keys.find(new_key()) for _ in range(5)))
+    assert all(later - sooner > 0.1 for sooner, later in pairwise(read))
+    assert len(read) >= 4
+
+
+async def _noted(read: list[float], *arguments: Any) -> Any:
+    read.append(monotonic())
+    return await fetched(*arguments)
 
 
 def test_the_database_takes_no_other_grants(database: str) -> None:
