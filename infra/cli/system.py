@@ -134,9 +134,12 @@ def gateway_client(url: str | None) -> Iterator[httpx.Client]:
     timeout = httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
     # A proxy that the environment names never stands between this machine and itself.
     trust_env = not is_loopback(parts.hostname)
+    headers = authorization()
+    if headers and parts.scheme != "https" and not is_loopback(parts.hostname):
+        raise click.UsageError(f"{CREDENTIAL} leaves this machine over https:// only, not for {gateway}")
     try:
         with httpx.Client(
-            base_url=gateway, timeout=timeout, trust_env=trust_env, headers=authorization()
+            base_url=gateway, timeout=timeout, trust_env=trust_env, headers=headers
         ) as client:
             yield client
     except httpx.ConnectError as error:

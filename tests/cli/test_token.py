@@ -61,3 +61,12 @@ def test_what_is_no_token_is_neither_sent_nor_told(
     assert "FPSO_TOKEN is not a token" in refused.stderr
     assert TOKEN not in refused.output
     assert gateway.received == []
+
+
+@pytest.mark.parametrize("url", ["http://fpso.example", "http://192.0.2.1:8088", "http://127.0.0.1.example"])
+def test_a_token_leaves_the_machine_over_tls_only(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("FPSO_TOKEN", TOKEN)
+    refused = fpso("projection", "status", "--url", url)
+    assert refused.exit_code == 2
+    assert "https:// only" in refused.stderr
+    assert TOKEN not in refused.output
