@@ -38,6 +38,8 @@ def create(name: str, roles: tuple[str, ...], vessels: tuple[str, ...]) -> None:
     key = new_key()
     try:
         with _connected() as connection:
+            before = connection.execute("SELECT max(revoked_at) FROM access.keys WHERE name = %s", [name])
+            revoked_at = (before.fetchone() or [None])[0]
             connection.execute(
                 "INSERT INTO access.keys (name, digest, roles, vessels) VALUES (%s, %s, %s, %s)",
                 [name, digest_of(key), list(roles), codes],
@@ -50,6 +52,9 @@ def create(name: str, roles: tuple[str, ...], vessels: tuple[str, ...]) -> None:
         raise click.UsageError("a name has 1 to 128 visible ASCII characters") from None
     click.echo(key)
     click.echo("Keep it now: it is not shown again.", err=True)
+    if revoked_at is not None:
+        click.echo(f"Another key of this name was revoked on {revoked_at:%Y-%m-%d}.", err=True)
+        click.echo("In the events the two are one actor.", err=True)
 
 
 @keys.command("list")

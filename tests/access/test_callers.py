@@ -126,7 +126,9 @@ def test_the_command_line_makes_lists_and_revokes(fpso: Fpso) -> None:
     assert created.stdout.strip() not in listed
     assert fpso("keys", "revoke", name).exit_code == 0
     assert fpso("keys", "revoke", name).exit_code == 1
-    assert fpso("keys", "create", "--name", name, "--role", "viewer").exit_code == 0
+    again = fpso("keys", "create", "--name", name, "--role", "viewer")
+    assert (again.exit_code, "was revoked on" in again.stderr) == (0, True)
+    assert "was revoked on" not in created.stderr
 
 
 @pytest.mark.parametrize(
