@@ -136,6 +136,12 @@ def _vessel_of(equipment: Aggregate[Any, Any] | None) -> str | None:
     return equipment.state.vessel_code if isinstance(equipment, Equipment) else None
 
 
+def _not_found(kind: type[Vessel] | type[Equipment], code: str) -> Refused:
+    if kind is Vessel:
+        return Refused("vessel-not-found", f"there is no vessel {code}", vessel_code=code)
+    return Refused("equipment-not-found", f"there is no equipment {code}", code=code)
+
+
 @dataclass
 class EventStore:
     """The event store as one attempt to decide one command sees it."""
@@ -168,12 +174,7 @@ class EventStore:
             aggregate = await self.streams.load(kind, stream)
         self.caller.require_vessel(code if kind is Vessel else _vessel_of(aggregate))
         if aggregate is None:
-            offender = {"vessel_code" if kind is Vessel else "code": code}
-            raise Refused(
-                "vessel-not-found" if kind is Vessel else "equipment-not-found",
-                f"there is no {kind.kind} {code}",
-                **offender,
-            )
+            raise _not_found(kind, code)
         return aggregate
 
     async def get_equipment(self, codes: Sequence[str]) -> Sequence[Equipment]:
