@@ -138,9 +138,7 @@ def gateway_client(url: str | None) -> Iterator[httpx.Client]:
     if headers and parts.scheme != "https" and not is_loopback(parts.hostname):
         raise click.UsageError(f"{CREDENTIAL} leaves this machine over https:// only, not for {gateway}")
     try:
-        with httpx.Client(
-            base_url=gateway, timeout=timeout, trust_env=trust_env, headers=headers
-        ) as client:
+        with httpx.Client(base_url=gateway, timeout=timeout, trust_env=trust_env, headers=headers) as client:
             yield client
     except httpx.ConnectError as error:
         raise Unreachable(f"Nothing answers at {gateway} ({error}). {NOT_RUNNING}") from None
