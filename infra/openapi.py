@@ -40,7 +40,8 @@ GATEWAY = (
     "**The gateway** answers for an API that it cannot reach, and for a method that nobody has, with a "
     "problem too. What it cannot read at all it refuses in plain text: a malformed request or "
     "percent-encoding (`%zz`) with 400, headers of more than 64 KiB with 431; where neither API can be "
-    "reached, 502 to 504."
+    "reached, 502 to 504. For a moment after its start, when it knows no route yet, it answers everything "
+    "with a 404 in plain text, which says nothing of what was asked for."
 )
 
 BEARER = {

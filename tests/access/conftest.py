@@ -13,7 +13,6 @@ from infra.access.keys import digest_of, new_key
 from infra.cli import main
 from infra.local.system import Options, System
 from tests.access.provider import AUDIENCE, Provider
-from tests.servers import Postgres
 
 Ask = Callable[..., httpx.Response]
 
@@ -26,25 +25,21 @@ def issuer() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="session")
-def system(
-    issuer: Provider, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    """Both APIs and the projector; two replicas of the command API, which remember what they have read."""
+def system(issuer: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Both APIs and the projector; two replicas of the command API, which remember what they have read.
+
+    On a server of its own: tests that share one give its roles other passwords.
+    """
     environment = {
         "FPSO_AUTH": "on",
         "FPSO_OIDC_ISSUER": issuer.url,
         "FPSO_OIDC_AUDIENCE": AUDIENCE,
         "FPSO_LOG_LEVEL": "DEBUG",
     }
-    with postgres.database() as database_url:
-        options = Options(
-            database_url=database_url,
-            with_broker=False,
-            replicas={"command_api": 2, "relay": 0, "delivery": 0},
-            environment=environment,
-        )
-        with System(tmp_path_factory.mktemp("system"), options) as system:
-            yield system
+    replicas = {"command_api": 2, "relay": 0, "delivery": 0}
+    options = Options(with_broker=False, replicas=replicas, environment=environment)
+    with System(tmp_path_factory.mktemp("system"), options) as system:
+        yield system
 
 
 @pytest.fixture(scope="session")

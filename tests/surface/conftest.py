@@ -9,24 +9,18 @@ import pytest
 
 from infra.access.keys import digest_of, new_key
 from infra.local.system import Options, System
-from tests.servers import Postgres
 
 CONSOLE = "https://console.example"
 """The site whose pages may read answers."""
 
 
 @pytest.fixture(scope="session")
-def system(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """All that answers HTTP, and what is behind it."""
-    with postgres.database() as database_url:
-        options = Options(
-            database_url=database_url,
-            with_broker=False,
-            replicas={"delivery": 0},
-            environment={"FPSO_AUTH": "on", "FPSO_CORS_ORIGINS": CONSOLE, "FPSO_LOG_LEVEL": "DEBUG"},
-        )
-        with System(tmp_path_factory.mktemp("surface"), options) as system:
-            yield system
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """All that answers HTTP, and what is behind it. On a server of its own, as that of tests/access."""
+    environment = {"FPSO_AUTH": "on", "FPSO_CORS_ORIGINS": CONSOLE, "FPSO_LOG_LEVEL": "DEBUG"}
+    options = Options(with_broker=False, replicas={"delivery": 0}, environment=environment)
+    with System(tmp_path_factory.mktemp("surface"), options) as system:
+        yield system
 
 
 @pytest.fixture(scope="session")
