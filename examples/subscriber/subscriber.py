@@ -94,17 +94,19 @@ def remember(db: sqlite3.Connection, event: Event, chain: str, previous: int) ->
 
 def undo(db: sqlite3.Connection, start: int) -> None:
     """Bring back what was there before the first event from position ``start`` on was taken."""
-    since = "number >= (SELECT min(number) FROM journal WHERE position >= ?)"
+    [first] = db.execute("SELECT min(number) FROM journal WHERE position >= ?", [start]).fetchone()
     for chain, previous, *row in db.execute(
-        f"SELECT chain, previous, code, status, status_at, operations FROM journal WHERE {since}"  # noqa: S608
-        " ORDER BY number DESC",
-        [start],
+        """
+        SELECT chain, previous, code, status, status_at, operations FROM journal
+        WHERE number >= ? ORDER BY number DESC
+        """,
+        [first],
     ).fetchall():
         db.execute("DELETE FROM equipment WHERE code = ?", row[:1])
         if row[2] is not None:
             db.execute("INSERT INTO equipment VALUES (?, ?, ?, ?)", row)
         db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", [chain, previous])
-    db.execute(f"DELETE FROM journal WHERE {since}", [start])  # noqa: S608
+    db.execute("DELETE FROM journal WHERE number >= ?", [first])
 
 
 class Stopped(Exception):
@@ -196,8 +198,9 @@ class Subscriber:
         """Undo what was taken from position ``start`` on; all where the journal does not go so far back."""
         undo(self.db, start)
         if self.reached() >= start:
-            for table in ("equipment", "checkpoints", "journal"):
-                self.db.execute(f"DELETE FROM {table}")  # noqa: S608
+            self.db.execute("DELETE FROM equipment")
+            self.db.execute("DELETE FROM checkpoints")
+            self.db.execute("DELETE FROM journal")
         self.db.execute("UPDATE subscription SET examined = min(examined, ?)", [self.reached()])
         self.db.commit()
         self.newest = 0
