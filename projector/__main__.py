@@ -146,14 +146,16 @@ class Projector:
         await self._epochs.refresh()
         checkpoints = await self._write_head(head)
         for subscription in self.subscriptions:
-            subscription.observe(head.position, checkpoints[subscription.name])
-            lag = await self._reader.lag(checkpoints[subscription.name], head)
+            checkpoint, epoch = checkpoints[subscription.name]
+            subscription.observe(head.position, checkpoint, epoch)
+            lag = await self._reader.lag(checkpoint, head)
             LAG_EVENTS.labels(subscription.name).set(lag.events)
             LAG_SECONDS.labels(subscription.name).set(lag.seconds)
         await _notify(self._store, PROJECTED_CHANNEL, self.tables.checkpoint)
-        await _notify(self._read_model, READ_MODEL_CHANNEL, checkpoints["tables"])
+        await _notify(self._read_model, READ_MODEL_CHANNEL, checkpoints["tables"][0])
 
-    async def _write_head(self, head: Head) -> dict[str, int]:
+    async def _write_head(self, head: Head) -> dict[str, tuple[int, int]]:
+        """Write down how far the store is; the checkpoints, each with its epoch."""
         async with self._read_model.connection() as connection, connection.transaction():
             # Of several projectors one is enough. complete_until is true of its position and those beyond it.
             await connection.execute(
@@ -185,8 +187,8 @@ class Projector:
                     [epoch.opened_at for epoch in self._epochs.known],
                 ],
             )
-            cursor = await connection.execute("SELECT name, position FROM checkpoints")
-            return {row["name"]: row["position"] for row in await cursor.fetchall()}
+            cursor = await connection.execute("SELECT name, position, epoch FROM checkpoints")
+            return {row["name"]: (row["position"], row["epoch"]) for row in await cursor.fetchall()}
 
 
 async def _notify(pool: Pool, channel: str, checkpoint: int) -> None:

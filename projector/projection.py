@@ -121,16 +121,16 @@ class Projection(ABC):
     async def undo(self, connection: AsyncConnection[Any], start: int) -> Reached:
         """Undo what was written of the events from position ``start`` on; up to where all is left."""
 
-    async def rewind(self, checkpoint: int, start: int) -> None:
-        """Go back from ``checkpoint``: a restore took back what was projected from position ``start`` on.
+    async def rewind(self, checkpoint: int, epoch: int, start: int) -> None:
+        """Go back from ``checkpoint`` of ``epoch``: a restore took back what was projected from ``start`` on.
 
-        Raises `CheckpointMoved`.
+        Raises `CheckpointMoved`, also where another process has projected a later epoch up to there.
         """
         async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute(
-                "SET LOCAL statement_timeout = 0"
-            )  # of many events there is much to undo
-            await self._lock(connection, checkpoint)
+            # Of many events there is much to undo.
+            await connection.execute("SET LOCAL statement_timeout = 0")
+            if await self._lock(connection, checkpoint) != epoch:
+                raise CheckpointMoved
             left = await self.undo(connection, start)
             await connection.execute(
                 """
@@ -200,13 +200,16 @@ class Projection(ABC):
             prepare=True,
         )
 
-    async def _lock(self, connection: AsyncConnection[Any], expected: int) -> None:
+    async def _lock(self, connection: AsyncConnection[Any], expected: int) -> int:
+        """The epoch of the checkpoint, which stands still from now on, at the position that is expected."""
         cursor = await connection.execute(
-            "SELECT position FROM checkpoints WHERE name = %s FOR UPDATE", [self.name], prepare=True
+            "SELECT position, epoch FROM checkpoints WHERE name = %s FOR UPDATE", [self.name], prepare=True
         )
         row = await cursor.fetchone()
         if row is None or row["position"] != expected:
             raise CheckpointMoved
+        epoch: int = row["epoch"]
+        return epoch
 
     async def _find_refused(self, batch: Sequence[Event], error: psycopg.Error) -> None:
         """The database refuses a value of some event: halve the batch until it is known whose."""

@@ -205,13 +205,14 @@ class Subscription:
             self._is_due = True
             self._woken.set()
 
-    def observe(self, head: int, checkpoint: int) -> None:
+    def observe(self, head: int, checkpoint: int, epoch: int) -> None:
         """Compare with what was seen at the last look, a second ago.
 
         Another process may have moved the checkpoint. If nobody has reached the head of the last look, the
         broker does not bring the events, whatever the reason, and the store is asked.
         """
-        self.checkpoint = max(self.checkpoint, checkpoint)
+        if checkpoint > self.checkpoint:
+            self.checkpoint, self._epoch = checkpoint, epoch
         if self.checkpoint < self._last_head or not self.is_delivered_to:
             self._is_due = True
         if self.checkpoint >= head:
@@ -269,7 +270,7 @@ class Subscription:
         """Undo what a restore took back, and go on from the store."""
         reached = self.checkpoint
         start = min(epoch.from_position for epoch in self._epochs.known if epoch.epoch > self._epoch)
-        await self.projection.rewind(reached, start)
+        await self.projection.rewind(reached, self._epoch, start)
         self.forget_deliveries()
         await self._load()
         self._is_due = True

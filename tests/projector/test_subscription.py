@@ -8,6 +8,7 @@ import pytest
 from events.equipment import EquipmentActivated, EquipmentDeactivated
 from events.event import Event
 from projector import subscription as subscription_module
+from projector.projection import CheckpointMoved
 from projector.subscription import ChainBroken, RewindNeeded, SharedReads, Subscription
 from tests.projector.conftest import ReadModel
 from tests.projector.processes import until
@@ -61,7 +62,7 @@ async def test_another_process_may_get_on_while_what_is_missing_is_fetched(
         fetched = await original(position, limit, to)
         if read_model.checkpoint() == 0:
             await read_model.tables.project(events[:ahead])
-            subscription.observe(head, ahead)
+            subscription.observe(head, ahead, 1)
         return fetched
 
     monkeypatch.setattr(read_model.reader, "after", after)
@@ -144,7 +145,7 @@ async def test_what_a_restore_took_back_is_undone_and_the_new_time_is_followed(
     ]
     assert store.query("SELECT active FROM read_model.vessels") == [(4,)]
     # The event log gives up what is void, and nothing else.
-    await log.projection.rewind(4, 3)
+    await log.projection.rewind(4, 1, 3)
     assert store.query("SELECT position FROM read_model.event_log ORDER BY 1") == [(1,), (2,)]
     checkpoint = "SELECT position, epoch FROM read_model.checkpoints WHERE name = 'event_log'"
     assert store.query(checkpoint) == [(2, 1)]
@@ -165,6 +166,23 @@ async def test_an_epoch_that_begins_after_the_checkpoint_is_simply_entered(
     await subscription.receive([replace(event, epoch=1, position=3, previous_position=2)])
     assert subscription.checkpoint == 2
     assert store.query("SELECT epoch FROM read_model.checkpoints WHERE name = 'tables'") == [(2,)]
+
+
+async def test_a_standby_undoes_nothing_of_a_new_epoch_that_another_process_has_projected(
+    store: Store, read_model: ReadModel
+) -> None:
+    standby = read_model.subscription(read_model.tables)
+    store.register_vessel()
+    await standby.receive(await read_model.events())
+    store.query("INSERT INTO event_store.epochs VALUES (2, 2, now())")
+    store.register_equipment("A")
+    await read_model.tables.project(await read_model.events(1))
+    with pytest.raises(CheckpointMoved):
+        await read_model.tables.rewind(2, 1, 2)
+    standby.observe(2, 2, 2)
+    store.register_equipment("B")
+    await standby.receive(await read_model.events(2))
+    assert store.query("SELECT active FROM read_model.vessels") == [(2,)]
 
 
 async def test_following_the_store_without_a_broker(store: Store, follower: Subscription) -> None:
@@ -195,10 +213,10 @@ async def test_what_the_broker_has_not_brought_by_the_second_look_is_fetched(
     await until(follower.caught_up.is_set, "the follower has started")
     follower.is_delivered_to = True
     head = store.register_vessel()
-    follower.observe(head, 0)
+    follower.observe(head, 0, 1)
     await asyncio.sleep(0.1)
     assert follower.checkpoint == 0, "the broker may still bring it"
-    follower.observe(head, 0)
+    follower.observe(head, 0, 1)
     await until(lambda: follower.checkpoint == head, "it is fetched")
 
 
