@@ -101,7 +101,8 @@ class Deliveries:
                 self._note_failure(first_of(errors))
             finally:
                 self._release()
-            await asyncio.sleep(min(RECONNECT_PAUSE * 2**self._failures, RECONNECT_PAUSE_MAX))
+            # The exponent is bounded: an outage of hours must not end in a number too large for a float.
+            await asyncio.sleep(min(RECONNECT_PAUSE * 2 ** min(self._failures, 10), RECONNECT_PAUSE_MAX))
 
     async def _consume(self) -> None:
         """Consume until the connection is lost, the broker cancels the consumer, or a projection stops."""
