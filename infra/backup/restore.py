@@ -3,8 +3,9 @@
 The store that was there is not removed: its schemas are renamed, and whoever is sure drops them.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from infra.backup.proof import Proof, proven
 from infra.backup.timelines import Opened, Past, Subscriber, epochs_of, head_of, open_epoch
 from infra.database import CONNECT_TIMEOUT, KEEPALIVE, fetched
 from infra.event_store.reader import APPEND_LOCK_KEY
-from infra.migrations import MIGRATION_LOCK_KEY, ROLES
+from infra.migrations import MIGRATION_LOCK_KEY, ROLES, knows
 from infra.settings import Settings
 
 Connection = AsyncConnection[Any]
 TOLD_TOO_MUCH = "its receiver has been given what never happened: undo it by webhook-id; the rest comes again"
+SESSIONS_SECONDS = 2.0
+SESSIONS_PAUSE = 0.1  # seconds
 OURS = "fpso %"
 """Names of sessions of the owner's commands."""
 
@@ -59,6 +62,7 @@ async def restore(
     settings: Settings, folder: Path, manifest: Manifest, trust: Trust | None, past: Past, *, replace: bool
 ) -> Outcome:
     """Put the backup in the place of what is there. Raises `BackupRefused`; then nothing has changed."""
+    _check_release(manifest)
     past.know_of(manifest.epoch)
     await ask_elsewhere(settings, past)
     async with _alone(settings.database_url) as connection:
@@ -74,6 +78,15 @@ async def restore(
         head = await head_of(connection)
         await _refuse_sessions(connection)
     return Outcome(head, opened, past.subscribers, aside, revoked, in_doubt, proof)
+
+
+def _check_release(manifest: Manifest) -> None:
+    for history, revision in manifest.revisions.items():
+        if not knows(history, revision):
+            raise BackupRefused(
+                f"The backup is of release {manifest.release}, whose {history} has migration {revision}."
+                " This release does not have it: take that one, or a newer one"
+            )
 
 
 async def open_here(settings: Settings, trust: Trust | None, past: Past) -> Outcome:
@@ -106,10 +119,19 @@ async def _alone(url: str) -> AsyncIterator[Connection]:
     async with await AsyncConnection.connect(
         url, connect_timeout=CONNECT_TIMEOUT, application_name="fpso restore", **KEEPALIVE
     ) as connection:
-        await _refuse_sessions(connection)
+        await _wait_for_sessions(connection)
         for key in (MIGRATION_LOCK_KEY, APPEND_LOCK_KEY):
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
         yield connection
+
+
+async def _wait_for_sessions(connection: Connection) -> None:
+    """The same, but for those that have just ended, which PostgreSQL shows for a moment more."""
+    for _ in range(int(SESSIONS_SECONDS / SESSIONS_PAUSE)):
+        with suppress(BackupRefused):
+            return await _refuse_sessions(connection)
+        await asyncio.sleep(SESSIONS_PAUSE)
+    return await _refuse_sessions(connection)
 
 
 async def _refuse_sessions(connection: Connection) -> None:
@@ -139,15 +161,18 @@ async def _set_aside(connection: Connection, past: Past, *, replace: bool) -> li
             connection, "SELECT nspname FROM pg_namespace WHERE nspname = ANY(%s)", [list(SCHEMAS)]
         )
     ]
-    is_empty = True
-    if "event_store" in there:
-        try:
-            async with connection.transaction():  # what cannot be read any more must not end all
-                is_empty = await head_of(connection) == 0
+    is_empty = "event_store" not in there
+    if not is_empty:
+        # What cannot be read any more must not end all, nor keep the others from being read.
+        with suppress(psycopg.Error):
+            async with connection.transaction():
                 past.know(await epochs_of(connection, "event_store"))
+        with suppress(psycopg.Error):
+            async with connection.transaction():
                 past.subscribers.extend(await _webhooks(connection))
-        except psycopg.Error:
-            is_empty = False
+        with suppress(psycopg.Error):
+            async with connection.transaction():
+                is_empty = await head_of(connection) == 0
     if not is_empty and not replace:
         raise BackupRefused("There are events in this database; --replace puts the backup in their place")
     suffix = f"_before_{past.number + 1}"

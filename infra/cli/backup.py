@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from infra.backup.restore import Outcome, Trust
     from infra.settings import Settings
 
+START = "Start the services: the read model is written anew by the projector."
+
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
@@ -104,8 +106,9 @@ def restore(
             _ensure_roles(known)
             past = Past(number=seen_epoch)
             outcome = asyncio.run(restored(known, directory, manifest, trust, past, replace=replace))
+            _print(outcome)  # what comes now may fail, and nobody could be told again
             _migrate(known)
-    _print(outcome)
+    new_console().print(START)
 
 
 @click.group()
@@ -129,6 +132,7 @@ def open_(verify: bool, key_file: Path | None, witnessed: Path | None, seen_epoc
         trust = _trust(key_file, _recorded_keys(known), witnessed) if verify else None
         outcome = asyncio.run(open_here(known, trust, Past(number=seen_epoch)))
     _print(outcome)
+    new_console().print(START)
 
 
 # --- the database -------------------------------------------------------------------------------------------
@@ -285,7 +289,6 @@ def _print(outcome: Outcome) -> None:
             style="bold yellow",
             soft_wrap=True,
         )
-    console.print("Start the services: the read model is written anew by the projector.")
 
 
 def _print_proof(outcome: Outcome) -> None:

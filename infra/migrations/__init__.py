@@ -12,6 +12,7 @@ import psycopg
 import sqlalchemy
 from alembic import command, context, op
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg import sql
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,12 @@ def migrate(database_url: str, read_database_url: str | None, passwords: dict[st
 def migrate_copy(read_database_url: str, schema: str) -> None:
     """Make a copy of the read model in ``schema``, empty, or bring one that is there up to date."""
     _upgrade(read_database_url, "read_model", schema, {})
+
+
+def knows(history: str, revision: str) -> bool:
+    """Whether this release has migration ``revision``, or it is of a newer one."""
+    scripts = ScriptDirectory(str(Path(__file__).parent / history))
+    return any(script.revision == revision for script in scripts.walk_revisions())
 
 
 def grant_read_model() -> None:

@@ -51,6 +51,13 @@ def test_a_flipped_byte_is_found_before_anything_is_done(database: str, folder: 
     assert "is damaged" in refused(database, folder).stderr
 
 
+def test_a_backup_of_a_newer_release_is_refused_before_anything_is_done(database: str, folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(said | {"revisions": {"event_store": "9999"}}))
+    assert "has migration 9999" in refused(database, folder).output
+
+
 def test_a_doctored_event_is_named(database: str, folder: Path) -> None:
     def doctor(script: bytes) -> bytes:
         before, table, rows = script.partition(b"\nCOPY event_store.stored_events ")
