@@ -27,6 +27,7 @@ from infra.settings import Settings
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT = 2.0  # seconds
+TELLING_SECONDS = 0.5
 STUCK_SECONDS = 4.0
 """A process that has not come to its end so long after its time to drain ends itself."""
 KEEP_ALIVE = 75  # seconds; longer than the gateway keeps an idle connection, so that it is the one to close
@@ -127,7 +128,10 @@ class Service:
 
 def _end_now() -> None:
     """As by SIGKILL, which is what would come next: nothing that was accepted is lost by it."""
-    log.critical("not drained in time")
+    # Not here: what is stuck may be stuck in a line of the log, and hold its lock.
+    telling = threading.Thread(target=log.critical, args=["not drained in time"], daemon=True)
+    telling.start()
+    telling.join(TELLING_SECONDS)
     os._exit(1)
 
 
