@@ -14,8 +14,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from eventsourcing.persistence import IntegrityError, InterfaceError, OperationalError, PersistenceError
+from eventsourcing.persistence import (
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    PersistenceError,
+)
 from prometheus_client import Counter, Gauge, Histogram
+from psycopg.errors import IdleInTransactionSessionTimeout, TransactionTimeout
 from psycopg_pool import PoolTimeout, TooManyRequests
 
 from infra.event_store.recorder import Append, AppendLockTimeout, Conflict, Outcome, Recorder, Recording
@@ -238,7 +245,9 @@ class GroupCommit:
             except AppendLockTimeout:
                 # Another process may be stopped with the lock in its hand; the server will end its session.
                 raise (OutcomeUnknown if is_in_doubt else Overloaded) from None
-            except (InterfaceError, OperationalError) as error:
+            except (InterfaceError, OperationalError, InternalError) as error:
+                if isinstance(error, InternalError) and not _is_too_slow(error):
+                    raise
                 if not _is_known_to_have_failed(error):
                     is_in_doubt = True
                     for append in appends:
@@ -249,6 +258,11 @@ class GroupCommit:
                 await asyncio.sleep(RETRY_PAUSE)
             else:
                 return
+
+
+def _is_too_slow(error: PersistenceError) -> bool:
+    """Whether the server has ended a transaction for taking too long, as that of a stopped process."""
+    return isinstance(error.__cause__, IdleInTransactionSessionTimeout | TransactionTimeout)
 
 
 def _is_known_to_have_failed(error: PersistenceError) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from eventsourcing.persistence import InternalError, OperationalError
+from psycopg.errors import IdleInTransactionSessionTimeout
 
 from events.vessel import VesselRegistered
 from infra.event_store.group_commit import (
@@ -185,6 +186,18 @@ async def test_an_unexplained_error_after_a_lost_answer_is_doubt(recorder: Recor
         )
     assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown] * commands
     assert recorder.max_notification_id() == commands
+
+
+async def test_what_the_server_ended_for_being_too_slow_is_recorded_by_another_attempt(
+    recorder: Recorder,
+) -> None:
+    faulty = Faulty(recorder)
+    error = InternalError("terminating connection due to idle-in-transaction timeout")
+    error.__cause__ = IdleInTransactionSessionTimeout()
+    faulty.before = [error]
+    async with group_commit(faulty).running() as commit:
+        assert isinstance(await commit.record(an_append("vessel/VAL", REGISTERED)), Recording)
+    assert recorder.max_notification_id() == 1
 
 
 async def test_a_held_lock_is_overload_not_doubt(recorder: Recorder) -> None:
