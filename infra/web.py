@@ -36,9 +36,8 @@ log = logging.getLogger(__name__)
 DRAIN_MAX_BYTES = 80 * 1024 * 1024
 """So much of a refused body is still read: an import at its limit, and some more."""
 DRAIN_SECONDS = 30.0
-STRANGER_MAX_BYTES = 64 * 1024
-"""So much of the body of whoever is not known."""
-STRANGER_SECONDS = 1.0
+STRANGER_SECONDS = 10.0
+"""For so long the body of whoever is not known is read: an import whose key has expired is told so."""
 REQUESTS_MAX = 5_000
 """Requests of callers that a process works on at a time: each takes memory, and more would be answered too
 late. Whoever is not known takes no place, and is soon answered."""
@@ -271,12 +270,11 @@ class _Body:
         return message
 
     async def drain(self, is_known: bool) -> bool:
-        """Read on to the end, within bounds; narrow ones for strangers. Returns whether that was reached."""
+        """Read on to the end, within bounds; for strangers not for long. Returns whether that was reached."""
         size = 0
-        max_bytes = DRAIN_MAX_BYTES if is_known else STRANGER_MAX_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS if is_known else STRANGER_SECONDS):
-                while not self.is_whole and size < max_bytes:
+                while not self.is_whole and size < DRAIN_MAX_BYTES:
                     size += len((await self.receive()).get("body", b""))
         return self.is_whole
 

@@ -110,6 +110,7 @@ ENDLESS = (b"transfer-encoding", b"chunked")
 async def test_a_stranger_is_not_listened_to_for_long(
     guarded: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(web, "DRAIN_MAX_BYTES", 64 * 1024)
     flood = repeat({"type": "http.request", "body": bytes(16 * 1024), "more_body": True})
     order, status = await spoken([ENDLESS], flood, guarded)
     assert (order[:5], status) == (["received"] * 4 + ["close"], 401)
