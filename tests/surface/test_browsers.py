@@ -123,8 +123,8 @@ def test_what_a_proxy_might_add_changes_no_answer(fpso: httpx.Client, path: str,
 
 
 def test_a_new_resource_is_named_by_its_path(fpso: httpx.Client) -> None:
-    answer = fpso.post("/v1/vessels", json={"code": "//evil.example".replace("/", "'")}, headers=FORGED)
-    assert answer.headers["Location"] == "/v1/vessels/%27%27evil.example"
+    answer = fpso.post("/v1/vessels", json={"code": "''elsewhere.example"}, headers=FORGED)
+    assert answer.headers["Location"] == "/v1/vessels/%27%27elsewhere.example"
 
 
 # --- Pages of other sites ---------------------------------------------------------------------------------
