@@ -135,7 +135,7 @@ _USED_TABLES = r"""
     ORDER BY 1
 """
 # A copy of the template lets everybody in. Who migrates one by hand lets in those whom that migration knows.
-_CLOSED = "SELECT FROM pg_database WHERE datname = current_database() AND datacl IS NOT NULL"
+_CLOSED = "SELECT true FROM pg_database WHERE datname = current_database() AND datacl IS NOT NULL"
 _RESTART_SEQUENCES = """
     SELECT setval(format('%I.%I', schemaname, sequencename), start_value, false)
     FROM pg_sequences WHERE last_value IS NOT NULL
